@@ -1,0 +1,6 @@
+"""``python -m dmlkd``."""
+
+from dmlkd.cli import main
+
+if __name__ == "__main__":
+    main()

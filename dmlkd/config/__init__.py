@@ -1,0 +1,19 @@
+"""The configuration of a run: sections, reading and checking."""
+
+from dmlkd.config.load import load_config, nested_part
+from dmlkd.config.schema import DataConfig, EvalConfig, Part, RunConfig, TermConfig, TrainConfig
+from dmlkd.config.signatures import parameters
+from dmlkd.config.yaml_source import YamlSource
+
+__all__ = [
+    "DataConfig",
+    "EvalConfig",
+    "Part",
+    "RunConfig",
+    "TermConfig",
+    "TrainConfig",
+    "YamlSource",
+    "load_config",
+    "nested_part",
+    "parameters",
+]

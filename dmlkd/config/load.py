@@ -1,0 +1,126 @@
+"""Reading a configuration file: YAML, ``--set``, and the check of every name and argument before anything is built."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from dmlkd import registry
+from dmlkd.config.schema import DataConfig, EvalConfig, Part, RunConfig, TermConfig, TrainConfig, named
+from dmlkd.config.signatures import checked, explain, parameters
+from dmlkd.config.yaml_source import Keys, YamlSource
+from dmlkd.errors import ConfigError, suggestion
+
+SUPPLIED_TO_LOSSES = ("num_classes", "embedding_size", "descriptors_dim")
+"""Arguments of metric losses that the data and the model settle."""
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, YamlSource]:
+    """Read a configuration file and apply ``a.b.0.c=value`` overrides.
+
+    Args:
+        path: of the YAML file.
+        overrides: the values of ``--set``.
+
+    Returns:
+        The checked configuration, and its source, which knows the line of each key.
+
+    Raises:
+        ConfigError: one line that names the file, the line where possible, what is wrong and what would be right.
+    """
+    source = YamlSource.read(path)
+    for override in overrides:
+        source.override(override)
+    try:
+        config = RunConfig.model_validate(source.values)
+        return _checked_parts(config), source
+    except ValidationError as error:
+        raise source.located(_translated(error)) from None
+    except ConfigError as error:
+        raise source.located(error) from None
+
+
+def _translated(error: ValidationError) -> ConfigError:
+    first = error.errors()[0]
+    # Pydantic puts the name of a validator into the path; keys and indices of the file are what is wanted.
+    path = tuple(key for key in first["loc"] if not str(key).startswith("function-"))
+    if first["type"] == "extra_forbidden":
+        return ConfigError(f"unknown key {path[-1]!r}{suggestion(path[-1], _section_at(path[:-1]).model_fields)}", path)
+    if first["type"] == "missing":
+        return ConfigError(f"key {path[-1]!r} is missing", path[:-1])
+    return ConfigError(explain(first), path)
+
+
+def _section_at(path: Keys) -> type[BaseModel]:
+    sections: dict[str | int, type[BaseModel]] = {"train": TrainConfig, "eval": EvalConfig}
+    return sections[path[0]] if path else RunConfig
+
+
+def _checked_parts(config: RunConfig) -> RunConfig:
+    """Check every name and argument against what it stands for, and fill in what the registry says suits the data."""
+    from dmlkd.models import EmbeddingModel
+    from dmlkd.retrieval.metrics import parse
+
+    entry = registry.lookup(registry.DATA, "data set", config.data.name, ("data", "name"))
+    filled = {
+        "image_size": config.data.image_size or entry.image_size,
+        "channels": config.data.channels or entry.channels,
+        "transform": config.data.transform or entry.transform,
+        **_reader_arguments(config.data, registry.load(entry.reader)),
+    }
+    registry.lookup(registry.TRANSFORMS, "transform", filled["transform"], ("data", "transform"))
+    model = checked(EmbeddingModel, config.model, ("model",), supplied=("in_channels",))
+    check_metric_learning("losses", config.metric_loss, ("metric_loss",), SUPPLIED_TO_LOSSES)
+    if config.miner:
+        check_metric_learning("miners", config.miner, ("miner",))
+    for index, term in enumerate(config.distill):
+        _check_term(term, ("distill", index))
+    for index, metric in enumerate(config.eval.metrics):
+        try:
+            parse(metric)
+        except ValueError as error:
+            raise ConfigError(str(error), ("eval", "metrics", index)) from None
+    return config.model_copy(update={"data": config.data.model_copy(update=filled), "model": model})
+
+
+def _reader_arguments(data: DataConfig, reader: Any) -> dict[str, Any]:
+    """The reader's own arguments; ``root`` falls back on the environment variable DMLKD_DATA."""
+    arguments = data.arguments
+    if "root" in parameters(reader):
+        if not arguments.get("root"):
+            arguments["root"] = os.environ.get("DMLKD_DATA") or None
+        if arguments["root"] is None:
+            raise ConfigError("needs a folder: set data.root or the environment variable DMLKD_DATA", ("data",))
+        if not Path(arguments["root"]).is_dir():
+            raise ConfigError(f"folder {arguments['root']} does not exist", ("data", "root"))
+    return checked(reader, arguments, ("data",))
+
+
+def check_metric_learning(kind: str, part: Part, path: Keys, supplied: Sequence[str] = ()) -> None:
+    """Check a part that is a class of pytorch-metric-learning, and the parts among its arguments."""
+    target = registry.metric_learning_class(kind, part.name, (*path, "name"))
+    arguments = checked(target, part.arguments, path, supplied=[s for s in supplied if s not in part.arguments])
+    for key, value in arguments.items():
+        if key in registry.PML_PARTS:
+            check_metric_learning(registry.PML_PARTS[key], nested_part(value, (*path, key)), (*path, key))
+
+
+def nested_part(value: Any, path: Keys) -> Part:
+    """An argument that is itself chosen by name."""
+    try:
+        return Part.model_validate(named(value))
+    except ValidationError:
+        raise ConfigError(f"must be a name or a mapping with a name, got {value!r}", path) from None
+
+
+def _check_term(term: TermConfig, path: Keys) -> None:
+    entry = registry.lookup(registry.METHODS, "self-distillation method", term.name, (*path, "name"))
+    checked(registry.load(entry.method), term.arguments, path)
+    if term.teacher:
+        teacher = registry.lookup(registry.TEACHERS, "teacher", term.teacher.name, (*path, "teacher"))
+        checked(teacher, term.teacher.arguments, (*path, "teacher"), supplied=("network",))
+    if term.schedule:
+        schedule = registry.lookup(registry.SCHEDULES, "schedule", term.schedule.name, (*path, "schedule"))
+        checked(schedule, term.schedule.arguments, (*path, "schedule"))

@@ -1,0 +1,85 @@
+"""The sections of a configuration file, as frozen models that refuse unknown keys."""
+
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Part(BaseModel):
+    """Something chosen by name, with its arguments beside the name; a bare name stands for one without arguments."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    name: str
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What stands beside the declared keys."""
+        return dict(self.model_extra or {})
+
+
+def named(value: object) -> object:
+    """A bare name as the mapping it stands for."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+NamedPart = Annotated[Part, BeforeValidator(named)]
+
+
+class DataConfig(Part):
+    """``data``: a reader by name, its arguments, and how its images are prepared."""
+
+    image_size: int | None = Field(default=None, ge=1, description="pixels a side of what the network sees")
+    channels: Literal[1, 3] | None = None
+    transform: str | None = None
+    validation: float = Field(default=0.15, ge=0, lt=1, description="share of the training classes held out")
+    workers: int = Field(default=0, ge=0)
+    in_memory: bool = Field(default=False, description="decode every image once and keep it")
+
+
+class TermConfig(Part):
+    """``distill.N``: a method by name, its arguments, and the other three axes."""
+
+    weight: float = Field(ge=0, allow_inf_nan=False)
+    teacher: NamedPart | None = None
+    schedule: NamedPart | None = None
+
+
+class TrainConfig(_Section):
+    """``train``: how long, how fast and with what batches."""
+
+    epochs: int = Field(default=20, ge=1)
+    batch_size: int = Field(default=112, ge=1)
+    per_class: int = Field(default=4, ge=1)
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    seed: int = Field(default=0, ge=0, lt=2**32)
+
+
+class EvalConfig(_Section):
+    """``eval``: what is measured."""
+
+    metrics: tuple[str, ...] = ("recall@1", "recall@2", "recall@4", "recall@8", "map@r", "r_precision", "nmi")
+
+
+class RunConfig(_Section):
+    """A whole configuration file."""
+
+    data: Annotated[DataConfig, BeforeValidator(named)]
+    model: dict[str, Any] = Field(default_factory=dict)
+    metric_loss: NamedPart
+    miner: NamedPart | None = None
+    distill: tuple[Annotated[TermConfig, BeforeValidator(named)], ...] = ()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+
+    def to_yaml(self) -> str:
+        """The configuration as resolved, defaults included: what a run folder's ``config.yaml`` holds."""
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False)

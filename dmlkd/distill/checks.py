@@ -1,0 +1,49 @@
+"""The one place where the numbers a method is given are checked."""
+
+import math
+from numbers import Real
+
+
+def positive(name: str, value: object) -> float:
+    """Return ``value`` as a float.
+
+    Raises:
+        ValueError: naming the argument and its value, unless it is a finite number above 0.
+
+    >>> positive("temperature", -1)
+    Traceback (most recent call last):
+    ValueError: temperature must be a finite number above 0, got -1
+    """
+    number = _finite(value)
+    if number is not None and number > 0:
+        return number
+    raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
+
+
+def not_negative(name: str, value: object) -> float:
+    """Return ``value`` as a float.
+
+    Raises:
+        ValueError: naming the argument and its value, unless it is a finite number of at least 0.
+    """
+    number = _finite(value)
+    if number is not None and number >= 0:
+        return number
+    raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
+
+
+def one_of(name: str, value: object, valid: tuple[str, ...]) -> str:
+    """Return ``value``.
+
+    Raises:
+        ValueError: naming the argument and its value, unless it is one of ``valid``.
+    """
+    if isinstance(value, str) and value in valid:
+        return value
+    raise ValueError(f"{name} must be one of {', '.join(map(repr, valid))}, got {value!r}")
+
+
+def _finite(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        return None
+    return float(value)

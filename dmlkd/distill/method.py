@@ -1,0 +1,34 @@
+"""What a self-distillation method is to the rest of the library."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from dmlkd.signals import Batch, Need, Signals
+
+
+class DistillationMethod(nn.Module, ABC):
+    """Base of the methods: a target and a comparison, without teacher and weight.
+
+    A method's ``forward`` takes the tensors of its formula by keyword, for use in any loop. Its :meth:`from_signals`
+    picks those tensors out of what student and teacher say, for use by an objective; the class says beforehand what
+    it will pick, so that each thing is computed once a step for all methods together.
+
+    Attributes:
+        student_needs: fields of the student's :class:`~dmlkd.signals.Signals` that are read.
+        teacher_needs: fields of the teacher's that are read; empty for a method that has no teacher.
+    """
+
+    student_needs: ClassVar[frozenset[Need]] = frozenset({"embeddings"})
+    teacher_needs: ClassVar[frozenset[Need]] = frozenset({"embeddings"})
+
+    @abstractmethod
+    def from_signals(self, *, batch: Batch, student: Signals, teacher: Signals | None) -> Tensor:
+        """Return the loss of one batch, a scalar.
+
+        Args:
+            batch: images, labels and row numbers.
+            student: the student's signals, with gradient.
+            teacher: the teacher's signals, without; None only if ``teacher_needs`` is empty.
+        """

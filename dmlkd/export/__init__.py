@@ -1,0 +1,5 @@
+"""Taking results out: the embeddings of a data set."""
+
+from dmlkd.export.embeddings import embed
+
+__all__ = ["embed"]

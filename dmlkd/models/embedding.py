@@ -1,0 +1,108 @@
+"""The embedding model: images in, embeddings of unit length out."""
+
+import contextlib
+import io
+from collections.abc import Collection
+from typing import Any, Literal
+
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dmlkd.errors import ConfigError
+from dmlkd.models.backbones import build_trunk
+from dmlkd.signals import Need, Signals
+
+
+class EmbeddingModel(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="dmlkd",
+    license="mit",
+    tags=["metric-learning", "image-retrieval", "self-distillation"],
+    pipeline_tag="image-feature-extraction",
+):
+    """Trunk, global pooling, linear head, unit length.
+
+    ``save_pretrained(folder)`` writes ``config.json`` and ``model.safetensors``; ``from_pretrained(folder)`` reads
+    them back, or a name on the Hugging Face hub; ``push_to_hub(name)`` uploads.
+
+    Args:
+        backbone: "convnet4" or the name of a torchvision classification network, such as "resnet50".
+        dim: D, the length of an embedding.
+        pool: "avg" or "max", for backbones that end in a feature map; others pool by themselves, whatever it says.
+        weights: torchvision's name of the weights the backbone starts from, such as "IMAGENET1K_V2"; None: random.
+            Not kept by ``save_pretrained``: a saved model has weights of its own.
+        in_channels: colour channels of the images.
+        backbone_args: further arguments of the backbone, such as ``{"width": 64}`` of convnet4.
+
+    Raises:
+        ConfigError: for an unknown name or a bad number, naming it and what would be right.
+
+    >>> import torch
+    >>> model = EmbeddingModel("convnet4", dim=16, in_channels=1).eval()
+    >>> z = model(torch.rand(2, 1, 28, 28))
+    >>> tuple(z.shape), torch.allclose(z.norm(dim=1), torch.ones(2))
+    ((2, 16), True)
+    """
+
+    def __init__(
+        self,
+        backbone: str = "convnet4",
+        dim: int = 64,
+        *,
+        pool: Literal["avg", "max"] = "avg",
+        weights: str | None = None,
+        in_channels: int = 3,
+        backbone_args: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if dim < 1:
+            raise ConfigError(f"dim must be at least 1, got {dim}")
+        if pool not in ("avg", "max"):
+            raise ConfigError(f"pool must be 'avg' or 'max', got {pool!r}")
+        self.dim = dim
+        self.in_channels = in_channels
+        self.trunk = build_trunk(backbone, weights=weights, in_channels=in_channels, **(backbone_args or {}))
+        self.pool = nn.AdaptiveAvgPool2d(1) if pool == "avg" else nn.AdaptiveMaxPool2d(1)
+        self.head = nn.Linear(self.trunk.channels, dim)
+        assert isinstance(self._hub_mixin_config, dict)
+        self._hub_mixin_config["weights"] = None
+
+    @classmethod
+    def _from_pretrained(cls, **arguments: Any) -> "EmbeddingModel":
+        with contextlib.redirect_stdout(io.StringIO()):  # the mixin prints, and standard output is for results
+            model: EmbeddingModel = super()._from_pretrained(**arguments)
+        return model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return (B, D) embeddings of unit length, in float32 or wider also under autocast.
+
+        Args:
+            images: (B, C, H, W) float images, transformed as in training.
+        """
+        return self.signals(images).embeddings
+
+    def signals(self, images: Tensor, needs: Collection[Need] = ()) -> Signals:
+        """Embeddings, pooled features and, if needed, the feature maps of the stages, in one pass.
+
+        Args:
+            images: (B, C, H, W) float images.
+            needs: ask for "stages" here; the rest costs nothing and is always given.
+
+        Raises:
+            ValueError: if "logits" are needed: this model has no class weights.
+        """
+        if "logits" in needs:
+            raise ValueError("an EmbeddingModel has no class weights and so no logits")
+        stages = self.trunk(images)
+        last = stages[-1]
+        features = self.pool(last).flatten(1) if self.trunk.spatial else last
+        embeddings = self.head(features)
+        if embeddings.dtype.itemsize < 4:
+            embeddings = embeddings.float()
+        return Signals(
+            embeddings=F.normalize(embeddings, dim=1),
+            features=features,
+            stages=stages if "stages" in needs else None,
+        )

@@ -1,0 +1,112 @@
+"""Names that a configuration may use. Literal dictionaries: nothing else can be imported or called from a YAML file."""
+
+from dataclasses import dataclass
+from importlib import import_module
+from inspect import isclass
+from typing import Any
+
+from dmlkd.errors import ConfigError, suggestion
+
+
+@dataclass(frozen=True)
+class DataEntry:
+    """A reader, and what suits its images unless the configuration says otherwise."""
+
+    reader: str
+    image_size: int
+    channels: int
+    transform: str
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """A self-distillation method, and the teacher and schedule its paper pairs it with."""
+
+    method: str
+    teacher: str | None
+    schedule: str
+
+
+DATA = {
+    "digits": DataEntry("dmlkd.data:digits", image_size=8, channels=1, transform="plain"),
+    "omniglot-small": DataEntry("dmlkd.data:omniglot_small", image_size=28, channels=1, transform="handwriting"),
+}
+
+TRANSFORMS = {
+    "handwriting": "dmlkd.data.transforms:handwriting",
+    "plain": "dmlkd.data.transforms:plain",
+    "published": "dmlkd.data.transforms:published",
+}
+
+METHODS = {
+    "lsd": MethodEntry("dmlkd.distill:ListwiseSelfDistillation", teacher="previous_epoch", schedule="linear_ramp"),
+}
+
+TEACHERS = {
+    "previous_epoch": "dmlkd.distill:PreviousEpochTeacher",
+}
+
+SCHEDULES = {
+    "constant": "dmlkd.distill:Constant",
+    "linear_ramp": "dmlkd.distill:LinearRamp",
+}
+
+# Arguments of pytorch-metric-learning's classes that are objects of its own, and the module their classes are in.
+PML_PARTS = {
+    "distance": "distances",
+    "embedding_regularizer": "regularizers",
+    "reducer": "reducers",
+    "weight_regularizer": "regularizers",
+}
+
+# Base classes, and wrappers that take losses as arguments.
+_NOT_BY_NAME = frozenset(
+    {
+        "BaseLossWrapper",
+        "BaseMetricLossFunction",
+        "BaseMiner",
+        "BaseDistance",
+        "BaseReducer",
+        "BaseRegularizer",
+        "CrossBatchMemory",
+        "EmbeddingRegularizerMixin",
+        "GenericPairLoss",
+        "MultipleLosses",
+        "SelfSupervisedLoss",
+        "WeightRegularizerMixin",
+    }
+)
+
+
+def lookup(table: dict[str, Any], what: str, name: str, path: tuple[str | int, ...]) -> Any:
+    """The entry of a table; one that is an import path is imported.
+
+    Raises:
+        ConfigError: for a name that is not in the table.
+    """
+    if name not in table:
+        raise ConfigError(f"unknown {what} {name!r}{suggestion(name, table)}", path)
+    entry = table[name]
+    return load(entry) if isinstance(entry, str) else entry
+
+
+def load(target: str) -> Any:
+    """Import ``"module:attribute"``; for the literal values of this file only."""
+    module, _, attribute = target.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def metric_learning_class(kind: str, name: str, path: tuple[str | int, ...]) -> type:
+    """A class of pytorch-metric-learning.
+
+    Args:
+        kind: the module it is in: "losses", "miners", "distances", "reducers" or "regularizers".
+        name: of the class.
+        path: where the name stands in the configuration.
+
+    Raises:
+        ConfigError: for a name that is not there, or stands for a base class or a wrapper.
+    """
+    module = import_module(f"pytorch_metric_learning.{kind}")
+    classes = {n: c for n, c in vars(module).items() if isclass(c) and n not in _NOT_BY_NAME}
+    return lookup(classes, f"class of pytorch_metric_learning.{kind}", name, path)  # type: ignore[no-any-return]

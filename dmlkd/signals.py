@@ -1,0 +1,47 @@
+"""What one forward pass gives: the type that models produce and losses, teachers and terms consume."""
+
+from collections.abc import Collection
+from typing import Literal, NamedTuple, Protocol
+
+from torch import Tensor
+
+Need = Literal["embeddings", "features", "logits", "stages"]
+"""A field of :class:`Signals` that a distillation method can ask for."""
+
+
+class Batch(NamedTuple):
+    """One batch as the data loader yields it.
+
+    Attributes:
+        images: (B, C, H, W) float images, transformed.
+        labels: (B,) int64 class labels, 0 to C - 1.
+        rows: (B,) int64 stable indices of the images in their data set, the same in every epoch.
+    """
+
+    images: Tensor
+    labels: Tensor
+    rows: Tensor
+
+
+class Signals(NamedTuple):
+    """What a network says of a batch of B images.
+
+    Attributes:
+        embeddings: (B, D) embeddings of unit length, float32 or wider.
+        features: (B, F) pooled trunk features, before the embedding head; None if not computed.
+        logits: (B, C) class scores; None if the network has no class weights or they were not asked for.
+        stages: the trunk's feature maps, shallow to deep, (B, C_k, H_k, W_k) each; None if not asked for.
+    """
+
+    embeddings: Tensor
+    features: Tensor | None = None
+    logits: Tensor | None = None
+    stages: tuple[Tensor, ...] | None = None
+
+
+class SignalNetwork(Protocol):
+    """A network that can be trained and can teach: anything with this method and :class:`torch.nn.Module` below it."""
+
+    def signals(self, images: Tensor, needs: Collection[Need] = ()) -> Signals:
+        """One forward pass; fields outside ``needs`` may be left None, embeddings never."""
+        ...

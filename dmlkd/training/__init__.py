@@ -1,0 +1,26 @@
+"""Training: the objective (torch alone), and the Lightning module, ``fit`` and run folders, loaded on first use."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from dmlkd.training.objective import Losses, Objective, Term
+
+__all__ = ["EmbeddingModule", "FitResult", "Losses", "Objective", "Term", "fit", "run"]
+
+_NEED_LIGHTNING = {
+    "EmbeddingModule": "dmlkd.training.module",
+    "FitResult": "dmlkd.training.fitting",
+    "fit": "dmlkd.training.fitting",
+    "run": "dmlkd.training.running",
+}
+
+if TYPE_CHECKING:
+    from dmlkd.training.fitting import FitResult, fit
+    from dmlkd.training.module import EmbeddingModule
+    from dmlkd.training.running import run
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NEED_LIGHTNING:
+        raise AttributeError(f"module 'dmlkd.training' has no attribute {name!r}")
+    return getattr(import_module(_NEED_LIGHTNING[name]), name)

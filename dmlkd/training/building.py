@@ -1,0 +1,165 @@
+"""From a checked configuration to live parts."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pytorch_metric_learning.losses import P2SGradLoss
+from pytorch_metric_learning.losses.mixins import WeightMixin
+from torch import nn
+
+from dmlkd import registry
+from dmlkd.config import DataConfig, Part, RunConfig, TermConfig, TrainConfig, nested_part, parameters
+from dmlkd.data import ClassBalancedBatchSampler, DataSplits, ImageDataset, ImageTable, split_classes
+from dmlkd.data.transforms import Transform, Transforms
+from dmlkd.distill import Schedule, Teacher
+from dmlkd.errors import ConfigError
+from dmlkd.models import EmbeddingModel
+from dmlkd.training.objective import Objective, Term
+
+Keys = tuple[str | int, ...]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything a run is made of."""
+
+    data: DataSplits
+    model: EmbeddingModel
+    objective: Objective
+    sampler: ClassBalancedBatchSampler
+
+
+def build(config: RunConfig) -> Parts:
+    """Build data, model, objective and sampler.
+
+    Raises:
+        ConfigError: if one of them refuses its arguments, or they do not fit together.
+        DataError: if the images are not there, incomplete or too few.
+    """
+    data = build_data(config.data, seed=config.train.seed)
+    sampler = build_sampler(data.train, config.train)
+    model = _built(EmbeddingModel, config.model, ("model",), in_channels=data.train.channels)
+    return Parts(data, model, build_objective(config, model, classes=int(data.train.targets.max()) + 1), sampler)
+
+
+def build_data(config: DataConfig, *, seed: int) -> DataSplits:
+    """Read the images and split them; the seed chooses the validation classes."""
+    source = _source(config)
+    train, val = split_classes(source.table.of_split("train"), config.validation, seed=seed)
+    return DataSplits(
+        train=source.dataset(train, source.transforms.train),
+        val=None if val is None else source.dataset(val, source.transforms.test),
+        test=source.test(),
+    )
+
+
+def build_test_data(config: DataConfig) -> ImageDataset:
+    """Read the test images alone."""
+    return _source(config).test()
+
+
+@dataclass(frozen=True)
+class _Source:
+    table: ImageTable
+    transforms: Transforms
+    channels: int
+    image_size: int
+    in_memory: bool
+
+    def dataset(self, rows: ImageTable, transform: Transform) -> ImageDataset:
+        return ImageDataset(
+            rows, transform, channels=self.channels, in_memory=self.in_memory, image_size=self.image_size
+        )
+
+    def test(self) -> ImageDataset:
+        return self.dataset(self.table.of_split("test"), self.transforms.test)
+
+
+def _source(config: DataConfig) -> _Source:
+    entry = registry.lookup(registry.DATA, "data set", config.name, ("data", "name"))
+    reader = registry.load(entry.reader)
+    arguments = {name: value for name, value in config.arguments.items() if name in parameters(reader)}
+    if "root" in arguments:
+        arguments["root"] = Path(arguments["root"])
+    size, channels = config.image_size or entry.image_size, config.channels or entry.channels
+    make = registry.lookup(registry.TRANSFORMS, "transform", config.transform or entry.transform, ("data", "transform"))
+    return _Source(reader(**arguments), make(image_size=size, channels=channels), channels, size, config.in_memory)
+
+
+def build_sampler(dataset: ImageDataset, train: TrainConfig) -> ClassBalancedBatchSampler:
+    """The batches that a training section asks for."""
+    return ClassBalancedBatchSampler(
+        dataset.targets, batch_size=train.batch_size, per_class=train.per_class, seed=train.seed
+    )
+
+
+def build_objective(config: RunConfig, model: EmbeddingModel, *, classes: int) -> Objective:
+    """Build metric loss, miner and distillation terms for a model and a number of training classes."""
+    sizes = {"num_classes": classes, "embedding_size": model.dim, "descriptors_dim": model.dim}
+    loss = _metric_learning("losses", config.metric_loss, ("metric_loss",), sizes)
+    if config.train.per_class < 2 and not isinstance(loss, WeightMixin | P2SGradLoss):
+        raise ConfigError(
+            f"{config.metric_loss.name} compares images of one class, so a batch needs at least 2 of each, "
+            f"got {config.train.per_class}",
+            ("train", "per_class"),
+        )
+    miner = _metric_learning("miners", config.miner, ("miner",), {}) if config.miner else None
+    return Objective(loss, _terms(config.distill, model), miner=miner)
+
+
+def _terms(configs: tuple[TermConfig, ...], model: nn.Module) -> list[Term]:
+    """The terms; equal teachers are one teacher, and a method named twice has its index in its names."""
+    teachers: dict[str, Teacher] = {}
+    names = [config.name for config in configs]
+    terms = []
+    for index, config in enumerate(configs):
+        path: Keys = ("distill", index)
+        entry = registry.lookup(registry.METHODS, "self-distillation method", config.name, path)
+        method = _built(registry.load(entry.method), config.arguments, path)
+        teacher = config.teacher or (Part(name=entry.teacher) if entry.teacher else None)
+        if teacher is not None and (key := teacher.model_dump_json()) not in teachers:
+            kind = registry.lookup(registry.TEACHERS, "teacher", teacher.name, (*path, "teacher"))
+            teachers[key] = _built(kind, teacher.arguments, (*path, "teacher"), network=model)
+        schedule = config.schedule or Part(name=entry.schedule)
+        curve: type[Schedule] = registry.lookup(registry.SCHEDULES, "schedule", schedule.name, (*path, "schedule"))
+        terms.append(
+            _built(
+                Term,
+                {},
+                path,
+                method=method,
+                teacher=None if teacher is None else teachers[key],
+                weight=config.weight,
+                schedule=_built(curve, schedule.arguments, (*path, "schedule")),
+                name=config.name if names.count(config.name) == 1 else f"{config.name}_{index}",
+            )
+        )
+    return terms
+
+
+def _metric_learning(kind: str, part: Part, path: Keys, sizes: Mapping[str, int]) -> Any:
+    """A part of pytorch-metric-learning, with the parts among its arguments and the sizes that it asks for."""
+    target = registry.metric_learning_class(kind, part.name, (*path, "name"))
+    arguments = {
+        key: _metric_learning(registry.PML_PARTS[key], nested_part(value, (*path, key)), (*path, key), {})
+        if key in registry.PML_PARTS
+        else value
+        for key, value in part.arguments.items()
+    }
+    taken = parameters(target)
+    supplied = {key: size for key, size in sizes.items() if key in taken and key not in arguments}
+    return _built(target, arguments, path, **supplied)
+
+
+def _built(target: Callable[..., T], arguments: Mapping[str, Any], path: Keys, **supplied: Any) -> T:
+    """Call a constructor; what it refuses becomes a configuration error at ``path``."""
+    try:
+        return target(**arguments, **supplied)
+    except ConfigError as error:
+        raise ConfigError(str(error), path + error.path) from None
+    except (TypeError, ValueError, AssertionError, KeyError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{getattr(target, '__name__', target)} refuses its arguments: {reason}", path) from error

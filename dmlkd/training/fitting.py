@@ -1,0 +1,125 @@
+"""``fit``: one training run in Lightning's Trainer."""
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.utils.data import DataLoader
+
+from dmlkd.config import TrainConfig
+from dmlkd.data import ClassBalancedBatchSampler, DataSplits, ImageDataset
+from dmlkd.signals import Batch
+from dmlkd.training.building import build_sampler
+from dmlkd.training.module import EmbeddingModule
+from dmlkd.training.objective import Objective
+from dmlkd.training.watching import History, progress, quiet_lightning
+
+MONITOR = "val/map@r"
+
+_OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "adam": Adam,
+    "adamw": AdamW,
+    "sgd": functools.partial(SGD, momentum=0.9),
+}
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a training run left.
+
+    Attributes:
+        history: one dictionary an epoch, as in ``log.csv``.
+        last_epoch: counted from 0; its weights are in the model and in ``checkpoints/last.ckpt``.
+        best_epoch: the one with the highest validation MAP@R, whose weights are in ``checkpoints/best.ckpt``; None
+            without a validation split.
+        checkpoints: the folder of the checkpoints.
+    """
+
+    history: list[dict[str, float]]
+    last_epoch: int
+    best_epoch: int | None
+    checkpoints: Path
+
+    def load_best(self, model: nn.Module) -> None:
+        """Put the best epoch's weights into the model, in place."""
+        saved = torch.load(self.checkpoints / "best.ckpt", map_location="cpu", weights_only=True)["state_dict"]
+        prefix = "model."
+        model.load_state_dict({k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)})
+
+
+def fit(
+    model: nn.Module,
+    objective: Objective,
+    data: DataSplits,
+    train: TrainConfig,
+    *,
+    out: Path,
+    sampler: ClassBalancedBatchSampler | None = None,
+    workers: int = 0,
+    callbacks: Sequence[Callback] = (),
+) -> FitResult:
+    """Train a model in place; write ``log.csv``, ``tensorboard/`` and ``checkpoints/`` below ``out``.
+
+    Args:
+        model: an :class:`~dmlkd.EmbeddingModel` or anything with ``signals``; holds the last epoch's weights after.
+        objective: metric loss and distillation terms, its teachers made for this model.
+        data: training and validation images.
+        train: epochs, batches, optimiser, precision, seed of the sampler.
+        out: an existing folder.
+        sampler: which images make up a batch; None: as ``train`` says.
+        workers: processes that load images; 0: this one.
+        callbacks: further callbacks for Lightning's Trainer.
+
+    Raises:
+        ConfigError: if the batch is not a multiple of the images a class.
+        DataError: if there are fewer classes than a batch needs.
+    """
+    sampler = sampler or build_sampler(data.train, train)
+    module = EmbeddingModule(model, objective, optimizer=_optimizer(train), epochs=train.epochs)
+    shown = progress()
+    history = History(out / "log.csv")
+    checkpoint = ModelCheckpoint(
+        dirpath=out / "checkpoints",
+        filename="best",
+        monitor=MONITOR if data.val else None,
+        mode="max",
+        save_top_k=1 if data.val else 0,
+        save_last=True,
+        enable_version_counter=False,
+    )
+    with quiet_lightning():
+        trainer = Trainer(
+            max_epochs=train.epochs,
+            accelerator=train.accelerator,
+            devices=1,
+            precision=train.precision,
+            logger=TensorBoardLogger(out, name="tensorboard", version=""),
+            callbacks=[checkpoint, history, shown, *callbacks],
+            enable_progress_bar=isinstance(shown, ProgressBar),
+            log_every_n_steps=1,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        trainer.fit(
+            module,
+            DataLoader(data.train, batch_sampler=sampler, num_workers=workers, persistent_workers=workers > 0),
+            _loader(data.val, train, workers) if data.val else None,
+        )
+    best = max(history.rows, key=lambda row: row[MONITOR])["epoch"] if data.val else None
+    return FitResult(history.rows, train.epochs - 1, None if best is None else int(best), out / "checkpoints")
+
+
+def _loader(dataset: ImageDataset, train: TrainConfig, workers: int) -> DataLoader[Batch]:
+    return DataLoader(dataset, batch_size=train.batch_size, num_workers=workers, persistent_workers=workers > 0)
+
+
+def _optimizer(train: TrainConfig) -> Callable[[Iterable[nn.Parameter]], Optimizer]:
+    return functools.partial(_OPTIMIZERS[train.optimizer], lr=train.lr, weight_decay=train.weight_decay)

@@ -1,0 +1,96 @@
+"""The Lightning module: a model and an objective in Lightning's training loop."""
+
+from collections.abc import Callable, Iterable
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from dmlkd.errors import TrainingError
+from dmlkd.retrieval import evaluate
+from dmlkd.signals import Batch
+from dmlkd.training.objective import Losses, Objective
+
+VALIDATION_METRICS = ("recall@1", "map@r")
+
+
+class EmbeddingModule(lightning.LightningModule):
+    """Trains a model with an objective, and measures retrieval on the validation split after each epoch.
+
+    Logs per epoch: ``train/loss``, ``train/metric``, ``train/NAME`` and ``weight/NAME`` of each distillation term,
+    ``val/recall@1`` and ``val/map@r``.
+
+    Args:
+        model: what is trained; has ``signals`` (:class:`~dmlkd.signals.SignalNetwork`).
+        objective: the losses; trainable weights of the metric loss are trained with the model's.
+        optimizer: makes the optimiser for the parameters it is given.
+        epochs: for the schedules.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        *,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        epochs: int,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+        self.epochs = epochs
+        self._optimizer = optimizer
+        self._validated: list[tuple[Tensor, Tensor]] = []
+        self._first_bad_step: Tensor | None = None
+
+    @override
+    def configure_optimizers(self) -> Optimizer:
+        return self._optimizer([p for p in self.parameters() if p.requires_grad])
+
+    @override
+    def on_train_epoch_start(self) -> None:
+        self.objective.start_epoch(self.model, self.current_epoch, self.epochs)
+
+    @override
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        signals = self.model.signals(batch.images, self.objective.student_needs)  # type: ignore[operator]
+        losses: Losses = self.objective(signals, batch)
+        values: dict[str, Tensor | float] = {"train/loss": losses.total, "train/metric": losses.metric}
+        values.update({f"train/{name}": loss for name, loss in losses.distill.items()})
+        values.update({f"weight/{name}": weight for name, weight in losses.weights.items()})
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch.labels))
+        self._watch(losses.total)
+        return losses.total
+
+    @override
+    def on_validation_epoch_start(self) -> None:
+        self._check()
+
+    @override
+    def validation_step(self, batch: Batch, _: int) -> None:
+        self._validated.append((self.model(batch.images).cpu(), batch.labels.cpu()))
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        embeddings, labels = (torch.cat(parts).numpy() for parts in zip(*self._validated, strict=True))
+        self._validated.clear()
+        scores = evaluate(embeddings, labels, metrics=VALIDATION_METRICS)
+        self.log_dict({f"val/{name}": value for name, value in scores.items()})
+
+    @override
+    def on_train_epoch_end(self) -> None:
+        self._check()
+
+    def _watch(self, loss: Tensor) -> None:
+        """Remember the first step whose loss is not finite, without waiting for the device."""
+        step = torch.where(torch.isfinite(loss.detach()), torch.inf, float(self.global_step))
+        self._first_bad_step = step if self._first_bad_step is None else torch.minimum(self._first_bad_step, step)
+
+    def _check(self) -> None:
+        if self._first_bad_step is not None and torch.isfinite(self._first_bad_step):
+            raise TrainingError(
+                f"the loss is not finite from step {int(self._first_bad_step)} (epoch {self.current_epoch}) on; "
+                "lower train.lr or the weight of a distillation term"
+            )

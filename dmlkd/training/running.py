@@ -1,0 +1,123 @@
+"""A run from a configuration: train, measure on unseen classes beside the baselines, write the run folder."""
+
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning
+from safetensors import SafetensorError
+from torch import nn
+
+import dmlkd
+from dmlkd.config import RunConfig, load_config
+from dmlkd.data import ImageDataset
+from dmlkd.errors import UserError
+from dmlkd.export import embed
+from dmlkd.models import EmbeddingModel
+from dmlkd.retrieval import Scores, evaluate
+from dmlkd.training.building import build, build_test_data
+from dmlkd.training.files import write_json, write_text
+from dmlkd.training.fitting import FitResult, fit
+
+_RECORDED_VERSIONS = ("torch", "torchvision", "pytorch-metric-learning", "faiss-cpu", "lightning", "numpy")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run.
+
+    Attributes:
+        folder: the run folder.
+        metrics: what ``metrics.json`` holds (docs/run-folder.md).
+        fit: the history and the epochs.
+    """
+
+    folder: Path
+    metrics: dict[str, Any]
+    fit: FitResult
+
+
+def run(config: RunConfig, out: Path) -> RunResult:
+    """Train as configured and write a run folder: see docs/run-folder.md.
+
+    Two calls with the same configuration on the same machine give the same ``metrics.json``.
+
+    Args:
+        config: from :func:`dmlkd.config.load_config`.
+        out: the run folder; must be new or empty.
+
+    Raises:
+        ConfigError: if the parts do not fit together.
+        DataError: if the images are not there, incomplete or too few.
+        UserError: if the folder is taken.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is already there and not an empty folder; choose another run folder")
+    lightning.seed_everything(config.train.seed, workers=True, verbose=False)
+    parts = build(config)
+    model, test = parts.model, parts.data.test
+    baselines = {"pixels": _scores(nn.Flatten(), test, config), "untrained": _scores(model, test, config)}
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "config.yaml", config.to_yaml())
+    result = fit(
+        model,
+        parts.objective,
+        parts.data,
+        config.train,
+        out=out,
+        sampler=parts.sampler,
+        workers=config.data.workers,
+    )
+    by_epoch = {"last": _scores(model, test, config)}
+    reported = "last"
+    if result.best_epoch is not None:
+        reported = "best"
+        result.load_best(model)
+        by_epoch["best"] = _scores(model, test, config)
+    row = result.history[result.last_epoch if result.best_epoch is None else result.best_epoch]
+    metrics = {
+        "test": dict(by_epoch[reported]),
+        "val": {name.removeprefix("val/"): value for name, value in row.items() if name.startswith("val/")},
+        "epoch": {"last": result.last_epoch, "best": result.best_epoch, "reported": reported},
+        "test_by_epoch": {name: dict(scores) for name, scores in by_epoch.items()},
+        "baselines": {name: dict(scores) for name, scores in baselines.items()},
+        "data": {**parts.data.counts(), "test_queries_left_out": by_epoch[reported].left_out},
+        "seed": config.train.seed,
+        "versions": {"dmlkd": dmlkd.__version__, **{name: version(name) for name in _RECORDED_VERSIONS}},
+    }
+    _save_model(model, out / "model")
+    write_json(out / "metrics.json", metrics)
+    return RunResult(out, metrics, result)
+
+
+def evaluate_run(folder: Path) -> Scores:
+    """Measure the saved model of a run on its test images again.
+
+    Raises:
+        UserError: if the folder is no finished run, or the images are not there any more.
+    """
+    if not folder.is_dir():
+        raise UserError(f"run folder {folder} does not exist")
+    for name in ("config.yaml", "model/config.json", "model/model.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} is not a finished run: it has no {name}")
+    config, _ = load_config(folder / "config.yaml")
+    try:
+        model = EmbeddingModel.from_pretrained(folder / "model")
+    except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / 'model'} cannot be read as a model: {' '.join(str(error).split())}") from None
+    return _scores(model, build_test_data(config.data), config)
+
+
+def _scores(model: nn.Module, dataset: ImageDataset, config: RunConfig) -> Scores:
+    embeddings = embed(model, dataset, workers=config.data.workers)
+    return evaluate(embeddings, dataset.labels, metrics=config.eval.metrics)
+
+
+def _save_model(model: EmbeddingModel, folder: Path) -> None:
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    temporary.replace(folder)
