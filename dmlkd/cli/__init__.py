@@ -1,0 +1,47 @@
+"""The command line: one file a command. Only what a command needs is imported, and only when it runs."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from dmlkd import __version__
+from dmlkd.cli.evaluate import evaluate
+from dmlkd.cli.train import train
+from dmlkd.errors import UserError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="dmlkd",
+    help="Metric learning with self-distilled embeddings: train, and measure retrieval on unseen classes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("train")(train)
+app.command("eval")(evaluate)
+
+
+def main() -> None:
+    """Run the command line; what the user can mend is one line on standard error and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"dmlkd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
