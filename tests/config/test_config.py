@@ -71,7 +71,7 @@ def test_sections_are_frozen(good):
 )
 def test_set_changes_one_value(good, override, read):
     if override == "distill.0.teacher.mode=train":
-        with pytest.raises(ConfigError, match="distill.0.teacher: key 'name' is missing"):
+        with pytest.raises(ConfigError, match=r"distill\.0\.teacher: key 'name' is missing"):
             load_config(good, [override])
     else:
         assert read(load_config(good, [override])[0])
@@ -164,7 +164,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 def test_nothing_but_registered_names_can_be_called(good):
     for name in ("os.system", "BaseMetricLossFunction", "torch:load", "GenericPairLoss"):
-        with pytest.raises(ConfigError, match="unknown class of pytorch_metric_learning.losses"):
+        with pytest.raises(ConfigError, match=r"unknown class of pytorch_metric_learning\.losses"):
             load_config(good, [f"metric_loss={{name: '{name}'}}"])
 
 

@@ -43,7 +43,7 @@ def test_there_are_as_many_batches_as_the_classes_allow(sizes, per_class, data, 
 
 
 def test_every_image_comes_once_when_the_sizes_divide():
-    labels, sampler = sampler_of([8] * 10, 4, 5, 0)
+    _, sampler = sampler_of([8] * 10, 4, 5, 0)
     assert sorted(row for batch in sampler for row in batch) == list(range(80))
 
 
