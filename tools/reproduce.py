@@ -3,6 +3,8 @@
     python tools/reproduce.py list
     python tools/reproduce.py digits-lsd [--seeds 5] [--data ../shared/data]
 
+Beside other work, set OMP_NUM_THREADS=1: PyTorch processes that share cores wait for one another many times over.
+
 Finished runs are kept under runs/reproduce/ and not repeated, so a broken experiment goes on where it was. Each table
 goes to docs/results/NAME.json (every run's scores) and docs/results/NAME.md (means and paired intervals).
 """
@@ -115,7 +117,11 @@ def reproduce(name: str, seeds: int | None) -> None:
         f"{label}: " + ", ".join(f"{m} {100 * first['baselines'][key][m]:.2f}" for m in SHOWN)
         for key, label in (("pixels", "raw pixels"), ("untrained", "untrained network, seed 0"))
     )
-    machine = f"{os.cpu_count()} CPU cores, {platform.machine()}, {platform.system()}, no GPU"
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    threads = torch.get_num_threads()
+    machine = f"{os.cpu_count()} CPU cores, {threads} thread(s), {platform.machine()}, {platform.system()}, {gpu}"
     versions = first["versions"]
     page = f"""# {experiment.title}
 

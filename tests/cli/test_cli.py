@@ -13,7 +13,16 @@ from dmlkd.cli import main
 ROOT = Path(__file__).parents[2]
 DIGITS = str(ROOT / "configs" / "digits.yaml")
 OMNIGLOT = str(ROOT / "configs" / "omniglot-small.yaml")
-SHORT = ["--set", "train.epochs=1", "--set", "model.backbone_args.width=4", "--set", "data.transform=plain"]
+SHORT = [
+    "--set",
+    "train.epochs=1",
+    "--set",
+    "data.image_size=8",
+    "--set",
+    "model.backbone_args.width=4",
+    "--set",
+    "data.transform=plain",
+]
 
 
 def dmlkd(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:

@@ -15,7 +15,7 @@ from dmlkd.training import run
 from dmlkd.training.building import build
 from dmlkd.training.running import evaluate_run
 
-SHORT = ["train.epochs=3", "model.backbone_args.width=8", "data.transform=plain"]
+SHORT = ["train.epochs=3", "data.image_size=8", "model.backbone_args.width=8", "data.transform=plain"]
 
 
 def configured(configs: Path, *overrides: str):
