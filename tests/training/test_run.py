@@ -147,6 +147,39 @@ def test_terms_with_equal_teachers_share_one(configs):
     assert list(parts.objective.weights) == ["lsd_0", "lsd_1", "lsd_2"]
 
 
+@pytest.mark.parametrize(
+    "teacher",
+    ["{name: moving_average, decay: 0.9}", "{name: snapshot, every: 5}", "{name: previous_epoch, mode: train}"],
+)
+def test_every_teacher_teaches_in_a_run_and_is_in_its_checkpoint(configs, tmp_path, teacher):
+    config = configured(configs, f"distill.0.teacher={teacher}", "distill.0.schedule=constant", "train.epochs=2")
+    result = run(config, tmp_path / "run")
+    assert result.fit.history[-1]["train/lsd"] > 0
+    state = torch.load(result.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    steps_an_epoch = 11
+    clock = {"moving_average": 2 * steps_an_epoch, "snapshot": 2 * steps_an_epoch, "previous_epoch": 1}
+    (name,) = (n for n in clock if n in teacher)
+    assert state["objective.teachers.0._extra_state"] == {"clock": clock[name]}
+
+
+@pytest.mark.parametrize("part", ["", "model"])
+def test_a_finished_run_of_another_dimension_teaches(configs, tmp_path, finished, part):
+    path = finished[1].folder / part
+    overrides = [
+        "model.dim=16",
+        f"distill.0.teacher={{name: finished_run, path: {path}}}",
+        "distill.0.schedule=constant",
+    ]
+    result = run(configured(configs, *overrides, "train.epochs=1"), tmp_path / "run")
+    assert result.fit.history[0]["train/lsd"] > 0
+
+
+def test_a_finished_run_that_is_not_there_is_refused(configs, tmp_path):
+    teacher = f"distill.0.teacher={{name: finished_run, path: {tmp_path}}}"
+    with pytest.raises(ConfigError, match=r"is no saved model: it has no config\.json"):
+        run(configured(configs, teacher), tmp_path / "run")
+
+
 def test_a_taken_folder_is_refused_and_kept(configs, tmp_path):
     (tmp_path / "mine.txt").write_text("keep me")
     with pytest.raises(UserError, match="is already there and not an empty folder"):
@@ -162,7 +195,7 @@ def test_a_taken_folder_is_refused_and_kept(configs, tmp_path):
         (["train.per_class=1", "train.batch_size=5"], ConfigError, "MultiSimilarityLoss compares images of one class"),
         (["model.backbone=resnet8"], ConfigError, "unknown backbone 'resnet8'; did you mean 'resnet18'"),
         (["model.backbone=resnet18", "model.backbone_args=null"], ConfigError, "set data.channels to 3"),
-        (["distill.0.temperature=-1"], ConfigError, "temperature must be a finite number above 0, got -1"),
+        (["distill.0.temperature=-1"], ConfigError, "temperature must be a finite number above 0, got -1.0"),
         (["distill.0.teacher={name: previous_epoch, mode: x}"], ConfigError, "must be 'eval' or 'train', got 'x'"),
         (["data.validation=0.1"], DataError, "holds out 0 of 5 training classes"),
         (["metric_loss={name: RankedListLoss}"], ConfigError, "key 'margin' is missing"),
