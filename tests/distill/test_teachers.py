@@ -162,7 +162,19 @@ def test_an_update_at_the_end_of_an_epoch_stands_at_the_start_of_the_next(studen
     x = images()
     teacher.update(student)
     before = teacher(x)
+    change(student)
     teacher.start_epoch(student, 1)
+    assert torch.equal(teacher(x), before)
+
+
+def test_starting_an_epoch_a_second_time_keeps_its_teacher(student):
+    # What happens when a run is resumed in the middle of an epoch.
+    teacher = PreviousEpochTeacher(student)
+    x = images()
+    teacher.start_epoch(student, 3)
+    before = teacher(x)
+    change(student)
+    teacher.start_epoch(student, 3)
     assert torch.equal(teacher(x), before)
 
 
