@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from dmlkd.data import NoiseKind
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,6 +39,8 @@ class DataConfig(Part):
     channels: Literal[1, 3] | None = None
     transform: str | None = None
     validation: float = Field(default=0.15, ge=0, lt=1, description="share of the training classes held out")
+    noise: float = Field(default=0.0, ge=0, lt=1, description="share of the training labels made wrong")
+    noise_kind: NoiseKind = "symmetric"
     workers: int = Field(default=0, ge=0)
     in_memory: bool = Field(default=False, description="decode every image once and keep it")
 

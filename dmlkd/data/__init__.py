@@ -2,6 +2,7 @@
 
 from dmlkd.data.dataset import ImageDataset
 from dmlkd.data.digits import digits
+from dmlkd.data.noise import NoiseKind, noisy_labels
 from dmlkd.data.omniglot import omniglot_small
 from dmlkd.data.sampling import ClassBalancedBatchSampler
 from dmlkd.data.splits import DataSplits, split_classes
@@ -12,7 +13,9 @@ __all__ = [
     "DataSplits",
     "ImageDataset",
     "ImageTable",
+    "NoiseKind",
     "digits",
+    "noisy_labels",
     "omniglot_small",
     "split_classes",
 ]

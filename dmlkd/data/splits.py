@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dmlkd.data.dataset import ImageDataset
 from dmlkd.data.table import ImageTable
@@ -11,20 +12,31 @@ from dmlkd.errors import DataError
 
 @dataclass(frozen=True)
 class DataSplits:
-    """What a run trains on, chooses its epoch on (None: nothing) and is tested on."""
+    """What a run trains on, chooses its epoch on (None: nothing) and is tested on.
+
+    Attributes:
+        train: the training images, their labels noisy where ``true_labels`` says otherwise.
+        val: the validation images; None: no validation split.
+        test: the test images.
+        true_labels: (N,) labels of the training images before noise; None: there is no noise.
+    """
 
     train: ImageDataset
     val: ImageDataset | None
     test: ImageDataset
+    true_labels: NDArray[np.int64] | None = None
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Images and classes of each split."""
         parts = {"train": self.train, "val": self.val, "test": self.test}
-        return {
+        counts = {
             name: {"images": len(part), "classes": len(np.unique(part.labels))}
             for name, part in parts.items()
             if part is not None
         }
+        if self.true_labels is not None:
+            counts["train"]["wrong_labels"] = int((self.train.labels != self.true_labels).sum())
+        return counts
 
 
 def split_classes(table: ImageTable, fraction: float, *, seed: int) -> tuple[ImageTable, ImageTable | None]:

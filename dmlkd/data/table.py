@@ -61,6 +61,11 @@ class ImageTable:
             pixels=None if self.pixels is None else self.pixels[keep],
         )
 
+    def relabelled(self, labels: NDArray[np.int64]) -> "ImageTable":
+        """The same images with other labels (N,) of the same classes."""
+        named = np.isin(np.unique(self.labels), labels)
+        return replace(self, labels=labels, class_names=self.class_names[named])
+
     def of_split(self, name: str) -> "ImageTable":
         """The rows of one split."""
         return self.where(self.split == name)

@@ -11,7 +11,7 @@ from torch import nn
 
 from dmlkd import registry
 from dmlkd.config import DataConfig, Part, RunConfig, TermConfig, TrainConfig, checked, nested_part, parameters
-from dmlkd.data import ClassBalancedBatchSampler, DataSplits, ImageDataset, ImageTable, split_classes
+from dmlkd.data import ClassBalancedBatchSampler, DataSplits, ImageDataset, ImageTable, noisy_labels, split_classes
 from dmlkd.data.transforms import Transform, Transforms
 from dmlkd.distill import Schedule, Teacher
 from dmlkd.errors import ConfigError, UserError
@@ -46,13 +46,18 @@ def build(config: RunConfig) -> Parts:
 
 
 def build_data(config: DataConfig, *, seed: int) -> DataSplits:
-    """Read the images and split them; the seed chooses the validation classes."""
+    """Read the images and split them; the seed chooses the validation classes and the labels made wrong."""
     source = _source(config)
     train, val = split_classes(source.table.of_split("train"), config.validation, seed=seed)
+    true_labels = None
+    if config.noise:
+        true_labels = train.labels
+        train = train.relabelled(noisy_labels(true_labels, config.noise, kind=config.noise_kind, seed=seed))
     return DataSplits(
         train=source.dataset(train, source.transforms.train),
         val=None if val is None else source.dataset(val, source.transforms.test),
         test=source.test(),
+        true_labels=true_labels,
     )
 
 

@@ -24,7 +24,7 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Write rows under the union of their keys, in order of appearance; what a row lacks stays empty."""
     keys = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()

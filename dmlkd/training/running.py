@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 from safetensors import SafetensorError
 from torch import nn
 
 import dmlkd
 from dmlkd.config import RunConfig, load_config
-from dmlkd.data import ImageDataset
+from dmlkd.data import DataSplits, ImageDataset
 from dmlkd.errors import UserError
 from dmlkd.export import embed
 from dmlkd.models import EmbeddingModel
 from dmlkd.retrieval import Scores, evaluate
 from dmlkd.training.building import build, build_test_data
-from dmlkd.training.files import write_json, write_text
+from dmlkd.training.files import write_csv, write_json, write_text
 from dmlkd.training.fitting import FitResult, fit
 
 _RECORDED_VERSIONS = ("torch", "torchvision", "pytorch-metric-learning", "faiss-cpu", "lightning", "numpy")
@@ -61,6 +62,8 @@ def run(config: RunConfig, out: Path) -> RunResult:
     baselines = {"pixels": _scores(nn.Flatten(), test, config), "untrained": _scores(model, test, config)}
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "config.yaml", config.to_yaml())
+    if parts.data.true_labels is not None:
+        _record_noise(parts.data, out / "label_noise.csv")
     result = fit(
         model,
         parts.objective,
@@ -114,6 +117,21 @@ def evaluate_run(folder: Path) -> Scores:
 def _scores(model: nn.Module, dataset: ImageDataset, config: RunConfig) -> Scores:
     embeddings = embed(model, dataset, workers=config.data.workers)
     return evaluate(embeddings, dataset.labels, metrics=config.eval.metrics)
+
+
+def _record_noise(data: DataSplits, path: Path) -> None:
+    assert data.true_labels is not None
+    wrong = np.flatnonzero(data.train.labels != data.true_labels)
+    rows = [
+        {
+            "row": int(r),
+            "path": str(data.train.paths[r]),
+            "true_label": int(data.true_labels[r]),
+            "label": int(data.train.labels[r]),
+        }
+        for r in wrong
+    ]
+    write_csv(path, rows)
 
 
 def _save_model(model: EmbeddingModel, folder: Path) -> None:

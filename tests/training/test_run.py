@@ -4,6 +4,7 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -178,6 +179,18 @@ def test_a_finished_run_that_is_not_there_is_refused(configs, tmp_path):
     teacher = f"distill.0.teacher={{name: finished_run, path: {tmp_path}}}"
     with pytest.raises(ConfigError, match=r"is no saved model: it has no config\.json"):
         run(configured(configs, teacher), tmp_path / "run")
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("symmetric", {1, 2, 3, 4}), ("pair", {1})])
+def test_noise_makes_training_labels_wrong_and_is_recorded(configs, tmp_path, kind, steps):
+    config = configured(configs, "data.noise=0.3", f"data.noise_kind={kind}", "train.epochs=1")
+    result = run(config, tmp_path / "run")
+    with (tmp_path / "run" / "label_noise.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == round(0.3 * 901) == result.metrics["data"]["train"]["wrong_labels"]
+    assert all(row["path"].startswith(f"digits/{row['true_label']}/") for row in rows)
+    assert {(int(row["label"]) - int(row["true_label"])) % 5 for row in rows} == steps
+    assert np.array_equal(build(config).data.test.labels, build(configured(configs)).data.test.labels)
 
 
 def test_a_taken_folder_is_refused_and_kept(configs, tmp_path):
