@@ -139,6 +139,14 @@ def test_autocast_computes_in_float32(dtype):
     assert torch.equal(inside, outside)
 
 
+@pytest.mark.parametrize("options", [{}, {"include_self": False, "negative_scale": 0.5}])
+def test_compiles_without_a_graph_break(options):
+    student, teacher, labels = unit(8, 4, 0), unit(8, 4, 1), torch.arange(8) % 2
+    compiled = torch.compile(listwise_kl, fullgraph=True, backend="eager")
+    arguments = {"student": student, "teacher": teacher, "labels": labels, **options}
+    assert torch.equal(compiled(**arguments), listwise_kl(**arguments))
+
+
 def test_the_method_reads_embeddings_and_labels_from_signals():
     student, teacher, labels = unit(8, 4, 0), unit(8, 6, 1), torch.arange(8) % 2
     lsd = ListwiseSelfDistillation(temperature=0.5, include_self=False, negative_scale=0.5)
