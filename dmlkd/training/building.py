@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from pytorch_metric_learning.losses import P2SGradLoss
 from pytorch_metric_learning.losses.mixins import WeightMixin
 from torch import nn
@@ -39,10 +40,18 @@ def build(config: RunConfig) -> Parts:
         ConfigError: if one of them refuses its arguments, or they do not fit together.
         DataError: if the images are not there, incomplete or too few.
     """
+    _check_accelerator(config.train)
     data = build_data(config.data, seed=config.train.seed)
     sampler = build_sampler(data.train, config.train)
     model = _built(EmbeddingModel, config.model, ("model",), in_channels=data.train.channels)
     return Parts(data, model, build_objective(config, model, classes=int(data.train.targets.max()) + 1), sampler)
+
+
+def _check_accelerator(train: TrainConfig) -> None:
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(train.accelerator, True):
+        message = f"this machine has no {train.accelerator} device; auto takes what there is"
+        raise ConfigError(message, ("train", "accelerator"))
 
 
 def build_data(config: DataConfig, *, seed: int) -> DataSplits:

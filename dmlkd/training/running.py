@@ -52,16 +52,19 @@ def run(config: RunConfig, out: Path) -> RunResult:
     Raises:
         ConfigError: if the parts do not fit together.
         DataError: if the images are not there, incomplete or too few.
-        UserError: if the folder is taken.
+        UserError: if the folder is taken or cannot be written.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is already there and not an empty folder; choose another run folder")
     lightning.seed_everything(config.train.seed, workers=True, verbose=False)
     parts = build(config)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(out / "config.yaml", config.to_yaml())
+    except OSError as error:
+        raise UserError(f"run folder {out} cannot be written: {error.strerror}") from None
     model, test = parts.model, parts.data.test
     baselines = {"pixels": _scores(nn.Flatten(), test, config), "untrained": _scores(model, test, config)}
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "config.yaml", config.to_yaml())
     if parts.data.true_labels is not None:
         _record_noise(parts.data, out / "label_noise.csv")
     result = fit(

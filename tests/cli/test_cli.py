@@ -102,6 +102,9 @@ WRONG = {
     "too few classes": (bad("train.batch_size=96"), "needs 6 classes, the training split has 5"),
     "bad number": (bad("distill.0.temperature=0"), "temperature must be a finite number above 0, got 0"),
     "run folder taken": ([*bad(), "--out", "taken"], "taken is already there and not an empty folder"),
+    "run folder that cannot be made": ([*bad(), "--out", "bad.yaml/run"], "run folder bad.yaml/run cannot be written"),
+    "run folder that is a file": ([*bad(), "--out", "bad.yaml"], "bad.yaml is already there and not an empty folder"),
+    "no such accelerator": (bad("train.accelerator=mps"), "this machine has no mps device; auto takes what there is"),
     "run that is not there": (["eval", "--run", "nowhere"], "run folder nowhere does not exist"),
     "run that is no run": (["eval", "--run", "taken"], "taken is not a finished run: it has no config.yaml"),
 }
@@ -111,6 +114,7 @@ WRONG = {
 def test_what_is_wrong_is_one_line_with_exit_code_2(monkeypatch, capsys, tmp_path, arguments, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DMLKD_DATA", raising=False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     (tmp_path / "bad.yaml").write_text("a: b: c\n")
     (tmp_path / "empty.yaml").write_text("")
     (tmp_path / "taken").mkdir()
