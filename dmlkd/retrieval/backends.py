@@ -17,6 +17,10 @@ _CHUNK = 8192  # gallery rows made float64 at a time
 class Backend(Protocol):
     """Similarities of queries to a gallery: inner products, or minus squared Euclidean distances."""
 
+    @property
+    def exact(self) -> bool:
+        """Whether ``top`` misses none of the nearest, but for rounding; else -1 stands for what it does not find."""
+
     def top(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The k largest similarities of each query in float32, descending, and the rows of their items."""
 
@@ -52,6 +56,8 @@ class FaissSearch:
         gallery: (G, D), not copied.
         distance: between rows.
     """
+
+    exact = True
 
     def __init__(self, gallery: NDArray[np.float32], distance: Distance) -> None:
         self._gallery = gallery
@@ -90,6 +96,8 @@ class TorchSearch:
         distance: between rows.
         device: where to search.
     """
+
+    exact = True
 
     def __init__(self, gallery: NDArray[np.float32], distance: Distance, device: str) -> None:
         import torch

@@ -1,27 +1,20 @@
 """Retrieval evaluation: every query against everything else, or against a gallery."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dmlkd.errors import UserError, suggestion
-from dmlkd.retrieval.arrays import Distance, checked_distance, class_ids, codes, rows32
-from dmlkd.retrieval.backends import BackendName, make_backend
+from dmlkd.retrieval.approximate import Index, IndexSearch
+from dmlkd.retrieval.arrays import Distance
+from dmlkd.retrieval.backends import BackendName
 from dmlkd.retrieval.metrics import CLUSTERING, Hits, Metric, depths, parse, score
-from dmlkd.retrieval.ranking import Ranker, Search
-from dmlkd.retrieval.relevance import (
-    EqualCodes,
-    JudgedBy,
-    Relevance,
-    RelevanceFunction,
-    SharedLabels,
-    is_multi_label,
-    relevant_and_left_out,
-)
+from dmlkd.retrieval.ranking import Ranker
+from dmlkd.retrieval.relevance import RelevanceFunction
 from dmlkd.retrieval.scores import Average, Scores, mean
+from dmlkd.retrieval.task import Task, prepare
 
 DEFAULT_METRICS = ("recall@1", "recall@2", "recall@4", "recall@8", "map@r", "r_precision", "nmi")
 DEFAULT_BLOCK = 4096
@@ -40,8 +33,11 @@ def evaluate(
     relevant: RelevanceFunction | None = None,
     average: Average = "micro",
     backend: BackendName = "auto",
+    index: Index | str | None = None,
+    sample: int | None = None,
     block: int = DEFAULT_BLOCK,
     per_query: bool = True,
+    group: Any = None,
     seed: int = 0,
 ) -> Scores:
     """Measure retrieval, exactly, in memory that does not grow with the square of the number of embeddings.
@@ -64,23 +60,28 @@ def evaluate(
         relevant: (P,) query rows and (P,) gallery rows in, (P,) booleans out, instead of labels.
         average: "micro", the mean over queries, or "macro", the mean over classes of the mean over their queries.
         backend: "faiss", "torch" (on the device of the gallery) or "auto": torch for CUDA tensors, else FAISS.
+        index: an approximate index for a large gallery, such as "HNSW32" or ``Index("IVF1024,Flat", "nprobe=32")``; the
+            scores then hold the share of the true nearest that it found, in ``search_recall``.
+        sample: score only so many queries, drawn without replacement; ``interval`` says how far the mean may be off.
         block: queries at a time.
         per_query: keep each query's values.
-        seed: of the k-means of "nmi", "ami" and "f1".
+        group: of torch.distributed processes, such as ``dist.group.WORLD``, that call this with the same arguments: each
+            scores a share of the queries, and all get the scores of one process. None: this process alone.
+        seed: of the k-means of "nmi", "ami" and "f1", and of the sample.
 
     Returns:
         Scores between 0 and 1 by metric name, also per query.
 
     Raises:
         UserError: for wrong shapes or types, a row that is zero (cosine) or not finite, an unknown metric, distance,
-            back end or average, a gallery without labels, or if no query has anything to find.
+            back end, average or index, a gallery without labels, or if no query has anything to find.
 
     >>> z = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.6, 0.8]])
     >>> evaluate(z, np.array([0, 0, 1, 1]), metrics=["recall@1", "map@r"])
     Scores(recall@1=1.0000, map@r=1.0000, queries=4, left_out=0)
     """
     parsed = {name: parse(name) for name in metrics}
-    _check_options(parsed, average, block, gallery is not None)
+    _check_options(parsed, average, block, gallery is not None, index is not None)
     task = prepare(
         embeddings,
         labels,
@@ -91,73 +92,59 @@ def evaluate(
         gallery_ids=gallery_ids,
         relevant=relevant,
         backend=backend,
+        index=index,
     )
     if average == "macro" and task.classes is None:
         raise UserError("average 'macro' needs one integer class id a query")
-    rows = np.flatnonzero(task.to_find > 0)
     ranked = {name: metric for name, metric in parsed.items() if metric.ranked}
-    each = ranked_values(ranked, task, rows, block=block)
+    found = np.flatnonzero(task.to_find > 0)
+    rows = found if sample is None else _drawn(found, sample, seed)
+    each, recall = _shared(ranked, task, rows, block=block, group=group)
     values = {name: mean(each[name], task.classes, average) for name in ranked}
-    values |= _other_values({n: m for n, m in parsed.items() if not m.ranked}, task, seed=seed)
+    others = {name: metric for name, metric in parsed.items() if not metric.ranked}
+    values |= _other_values(others, task, seed=seed, group=group)
     return Scores(
         {name: values[name] for name in parsed},
         each if per_query else {},
         queries=len(rows),
-        left_out=len(task.to_find) - len(rows),
+        left_out=len(task.to_find) - len(found),
         classes=task.classes,
         average=average,
+        search_recall=recall,
     )
 
 
-@dataclass(frozen=True)
-class Task:
-    """Checked queries and gallery.
-
-    Attributes:
-        search: queries, gallery, back end, relevance.
-        to_find: (Q,) R, how many items each query should find.
-        classes: (Q,) class ids, if each query has one.
-        separate: the gallery is a set of its own.
-    """
-
-    search: Search
-    to_find: NDArray[np.int64]
-    classes: NDArray[np.int64] | None
-    separate: bool
+def _drawn(rows: NDArray[np.int64], sample: int, seed: int) -> NDArray[np.int64]:
+    if sample < 1:
+        raise UserError(f"sample must be at least 1, got {sample}")
+    if sample >= len(rows):
+        return rows
+    return np.sort(np.random.default_rng(seed).choice(rows, size=sample, replace=False))
 
 
-def prepare(
-    embeddings: Any,
-    labels: Any,
-    *,
-    gallery: Any,
-    gallery_labels: Any,
-    distance: Distance,
-    query_ids: Any,
-    gallery_ids: Any,
-    relevant: RelevanceFunction | None,
-    backend: str,
-) -> Task:
-    """Check what :func:`evaluate` was given.
+def _shared(
+    metrics: dict[str, Metric], task: Task, rows: NDArray[np.int64], *, block: int, group: Any
+) -> tuple[dict[str, NDArray[np.float64]], float | None]:
+    """The metrics for each query, from all processes, and the recall of an approximate index."""
+    if group is None:
+        return ranked_values(metrics, task, rows, block=block), _search_recall(metrics, task, rows)
+    from dmlkd.retrieval.distributed import Share
 
-    Raises:
-        UserError: as :func:`evaluate` does.
-    """
-    checked_distance(distance)
-    queries = rows32("embeddings", embeddings, distance)
-    items = queries if gallery is None else rows32("gallery", gallery, distance)
-    if items.shape[1] != queries.shape[1]:
-        raise UserError(f"embeddings have {queries.shape[1]} dimensions, the gallery has {items.shape[1]}")
-    sizes = len(queries), len(items)
-    relevance, classes = _relevance(labels, gallery is not None, gallery_labels, relevant, sizes)
-    left_out = _left_out(query_ids, gallery_ids, gallery is not None, sizes)
-    to_find = relevance.counts()
-    if left_out is not None:
-        to_find -= relevant_and_left_out(relevance, left_out)
-    if not (to_find > 0).any():
-        raise UserError(f"none of the {len(queries)} queries has anything to find: no two items share a label")
-    source = make_backend(backend, items, distance, embeddings if gallery is None else gallery)
-    return Task(Search(queries, items, distance, source, relevance, left_out), to_find, classes, gallery is not None)
+    share = Share(group)
+    each = share.joined(ranked_values(metrics, task, share.of(rows), block=block))
+    recall = _search_recall(metrics, task, rows) if share.first else None
+    if isinstance(task.search.backend, IndexSearch):
+        recall = share.from_first({"recall": recall or 0.0})["recall"]
+    return each, recall
+
+
+def _search_recall(metrics: dict[str, Metric], task: Task, rows: NDArray[np.int64]) -> float | None:
+    backend = task.search.backend
+    if not metrics or not isinstance(backend, IndexSearch):
+        return None
+    chosen = _drawn(rows, backend.check, 0)
+    k = int(depths(list(metrics.values()), task.to_find[chosen], len(task.search.gallery)).max())
+    return backend.recall(task.search.queries[chosen], k)
 
 
 def ranked_values(
@@ -174,7 +161,7 @@ def ranked_values(
         block: queries at a time.
     """
     each = {name: np.full(len(task.to_find), np.nan) for name in metrics}
-    if not metrics:
+    if not metrics or not len(rows):
         return each
     ranker = Ranker(task.search)
     need = depths(list(metrics.values()), task.to_find[rows], len(task.search.gallery))
@@ -190,7 +177,7 @@ def ranked_values(
     return each
 
 
-def _check_options(parsed: dict[str, Metric], average: str, block: int, separate: bool) -> None:
+def _check_options(parsed: dict[str, Metric], average: str, block: int, separate: bool, approximate: bool) -> None:
     if not parsed:
         raise UserError("metrics is empty, name at least one")
     if average not in ("micro", "macro"):
@@ -200,54 +187,32 @@ def _check_options(parsed: dict[str, Metric], average: str, block: int, separate
     clustered = [name for name, metric in parsed.items() if metric.kind in CLUSTERING]
     if separate and clustered:
         raise UserError(f"{clustered[0]} clusters one set, it is not defined for queries with a gallery")
+    whole = [name for name, metric in parsed.items() if metric.kind in ("map", "mrr") and not metric.at]
+    if approximate and whole:
+        raise UserError(f"{whole[0]} ranks the whole gallery, which an approximate index does not: take map@1000, say")
 
 
-def _relevance(
-    labels: Any, separate: bool, gallery_labels: Any, function: RelevanceFunction | None, sizes: tuple[int, int]
-) -> tuple[Relevance, NDArray[np.int64] | None]:
-    if function is not None:
-        if labels is not None or gallery_labels is not None:
-            raise UserError("give either labels or relevant, not both")
-        return JudgedBy(function, *sizes), None
-    if labels is None:
-        raise UserError("labels are missing: give class ids, or a function as relevant")
-    if separate != (gallery_labels is not None):
-        raise UserError("gallery and gallery_labels must be given together")
-    if is_multi_label(labels):
-        theirs = labels if gallery_labels is None else gallery_labels
-        for name, part, rows in (("labels", labels, sizes[0]), ("gallery_labels", theirs, sizes[1])):
-            if len(part) != rows or not is_multi_label(part):
-                raise UserError(f"{name} must be {rows} collections of class ids, one for each embedding")
-        return SharedLabels(labels, theirs), None
-    classes = class_ids("labels", labels, sizes[0])
-    return EqualCodes(classes, class_ids("gallery_labels", gallery_labels, sizes[1]) if separate else classes), classes
+def _other_values(metrics: dict[str, Metric], task: Task, *, seed: int, group: Any) -> dict[str, float]:
+    """Metrics that are no means over queries; of several processes the first computes them."""
+    if not metrics:
+        return {}
+    if task.classes is None and any(metric.kind in CLUSTERING for metric in metrics.values()):
+        raise UserError(f"{next(iter(metrics))} needs one integer class id a row")
+    if group is None:
+        return _of_all_rows(metrics, task, seed=seed)
+    from dmlkd.retrieval.distributed import Share
+
+    share = Share(group)
+    return share.from_first(_of_all_rows(metrics, task, seed=seed) if share.first else dict.fromkeys(metrics, 0.0))
 
 
-def _left_out(query_ids: Any, gallery_ids: Any, separate: bool, sizes: tuple[int, int]) -> EqualCodes | None:
-    if not separate:
-        if gallery_ids is not None:
-            raise UserError("gallery_ids without a gallery: give query_ids alone")
-        own = (
-            np.arange(sizes[0])
-            if query_ids is None
-            else codes("query_ids", query_ids, "query_ids", query_ids, sizes)[0]
-        )
-        return EqualCodes(own, own)
-    if (query_ids is None) != (gallery_ids is None):
-        raise UserError("query_ids and gallery_ids must be given together")
-    return None if query_ids is None else EqualCodes(*codes("query_ids", query_ids, "gallery_ids", gallery_ids, sizes))
-
-
-def _other_values(metrics: dict[str, Metric], task: Task, *, seed: int) -> dict[str, float]:
-    """Metrics that are no means over queries."""
+def _of_all_rows(metrics: dict[str, Metric], task: Task, *, seed: int) -> dict[str, float]:
     from dmlkd.retrieval.clustering import clustering_values
     from dmlkd.retrieval.verification import verification_values
 
-    clustered = {name: metric for name, metric in metrics.items() if metric.kind in CLUSTERING}
     values: dict[str, float] = {}
-    if clustered:
-        if task.classes is None:
-            raise UserError(f"{next(iter(clustered))} needs one integer class id a row")
+    clustered = {name: metric for name, metric in metrics.items() if metric.kind in CLUSTERING}
+    if clustered and task.classes is not None:
         values |= clustering_values(clustered, task.search.queries, task.classes, seed=seed)
     verified = {name: metric for name, metric in metrics.items() if name not in clustered}
     if verified:

@@ -17,6 +17,7 @@ from dmlkd.retrieval.relevance import EqualCodes, Integers, Relevance
 from dmlkd.retrieval.similarity import lengths, pair_similarities, rounding
 
 _FULL_BLOCK = 2**23  # float64 similarities held at a time when whole galleries are ranked
+_SPARE = 6  # neighbours beyond those asked for, so that a near tie at the end seldom leaves a query in doubt
 _FEW = 12  # thresholds that are quicker counted one by one than by sorting
 
 
@@ -65,9 +66,11 @@ class Ranker:
             k: how deep to look.
         """
         size = len(self._search.gallery)
-        deep = k + self._most_left_out + 1
+        deep = k + self._most_left_out + _SPARE
+        if not self._search.backend.exact:
+            return self._searched(rows, k, min(deep, size))[0]
         found: list[Hits] = []
-        for fetch in (deep, 4 * deep + 32):
+        for fetch in (deep, 4 * deep):
             if 4 * fetch > size and size > 1024:
                 break
             some, doubtful = self._searched(rows, k, min(fetch, size))
@@ -102,6 +105,7 @@ class Ranker:
         np.cumsum(apart, axis=1, out=runs[:, 1:])
         last_run = runs[np.arange(len(rows)), np.maximum(there, 1) - 1]
         doubtful = ((runs < last_run[:, None]).sum(axis=1) < k) & (fetch < len(search.gallery))
+        doubtful &= search.backend.exact
         self._settle(rows, near, ids, relevant, runs)
         relevant[:, k:] = False
         relevant[doubtful] = False
