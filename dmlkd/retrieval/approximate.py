@@ -66,7 +66,7 @@ class IndexSearch:
             self._index.train(gallery)
             self._index.add(gallery)
             if index.search:
-                faiss.ParameterSpace().set_index_parameters(self._index, index.search)
+                faiss.ParameterSpace().set_index_parameters(self._index, index.search)  # type: ignore[arg-type]
         except (RuntimeError, AssertionError) as error:
             reason = " ".join(str(error).split()).split("Error: ")[-1]
             raise UserError(

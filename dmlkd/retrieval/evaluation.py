@@ -65,8 +65,8 @@ def evaluate(
         sample: score only so many queries, drawn without replacement; ``interval`` says how far the mean may be off.
         block: queries at a time.
         per_query: keep each query's values.
-        group: of torch.distributed processes, such as ``dist.group.WORLD``, that call this with the same arguments: each
-            scores a share of the queries, and all get the scores of one process. None: this process alone.
+        group: of torch.distributed processes, such as ``dist.group.WORLD``, that call this with the same arguments:
+            each scores a share of the queries, and all get the scores of one process. None: this process alone.
         seed: of the k-means of "nmi", "ami" and "f1", and of the sample.
 
     Returns:

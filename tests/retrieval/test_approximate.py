@@ -24,7 +24,7 @@ def test_a_poor_index_says_so():
     exact = evaluate(Z, Y, metrics=METRICS)
     assert good.search_recall > 0.99 > 0.8 > poor.search_recall
     assert abs(good["map@r"] - exact["map@r"]) < 0.005
-    assert poor["map@r"] < exact["map@r"]
+    assert abs(poor["map@r"] - exact["map@r"]) > 0.01  # in either direction: an index also misses what is irrelevant
 
 
 def test_the_recall_of_the_index_is_that_of_the_double_loop():
@@ -38,9 +38,8 @@ def test_the_recall_of_the_index_is_that_of_the_double_loop():
     index.nprobe = 2
     _, ids = index.search(unit, 10)
     nearest = np.argsort(-(unit.astype(float) @ unit.T.astype(float)), axis=1)[:, :10]
-    assert scores.search_recall == pytest.approx(
-        np.mean([len(set(a) & set(b)) / 10 for a, b in zip(ids, nearest, strict=False)]), abs=2e-4
-    )
+    found = [len(set(a) & set(b)) / 10 for a, b in zip(ids, nearest, strict=True)]
+    assert scores.search_recall == pytest.approx(np.mean(found), abs=2e-4)
 
 
 def test_the_codes_of_an_index_decide_candidates_but_not_their_order():
