@@ -4,14 +4,17 @@ import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 import dmlkd
-from dmlkd.config import RunConfig, load_config
+from dmlkd.config import DataConfig, RunConfig, load_config
+from dmlkd.config.load import checked_data
 from dmlkd.data import ImageDataset
 from dmlkd.errors import UserError
 from dmlkd.export import embed
@@ -92,8 +95,32 @@ def run(config: RunConfig, out: Path) -> RunResult:
     return RunResult(out, metrics, result)
 
 
+class Embedded(NamedTuple):
+    """The test images of a data set, embedded.
+
+    Attributes:
+        embeddings: (N, D) on the CPU.
+        labels: (N,) class ids.
+        metrics: the names of what is to be measured; empty where nothing says so.
+    """
+
+    embeddings: Tensor
+    labels: NDArray[np.int64]
+    metrics: tuple[str, ...] = ()
+
+
 def evaluate_run(folder: Path) -> Scores:
     """Measure the saved model of a run on its test images again.
+
+    Raises:
+        UserError: if the folder is no finished run, or the images are not there any more.
+    """
+    run = embed_run(folder)
+    return evaluate(run.embeddings, run.labels, metrics=run.metrics)
+
+
+def embed_run(folder: Path) -> Embedded:
+    """Embed the test images of a run with its saved model.
 
     Raises:
         UserError: if the folder is no finished run, or the images are not there any more.
@@ -104,11 +131,38 @@ def evaluate_run(folder: Path) -> Scores:
         if not (folder / name).is_file():
             raise UserError(f"{folder} is not a finished run: it has no {name}")
     config, _ = load_config(folder / "config.yaml")
+    return _embedded(_saved_model(folder / "model"), config.data)._replace(metrics=config.eval.metrics)
+
+
+def embed_saved(model: Path, data: DataConfig) -> Embedded:
+    """Embed the test images of a data set with a saved model.
+
+    Args:
+        model: the folder that ``save_pretrained`` wrote.
+        data: which images, with the name of a registered data set.
+
+    Raises:
+        UserError: if the folder holds no model, or the images are not there or have other channels.
+    """
+    for name in ("config.json", "model.safetensors"):
+        if not (model / name).is_file():
+            raise UserError(f"{model} is not a saved model: it has no {name}")
+    network, checked = _saved_model(model), checked_data(data)
+    if checked.channels != network.in_channels:
+        raise UserError(f"{model} takes images of {network.in_channels} channels, {data.name} has {checked.channels}")
+    return _embedded(network, checked)
+
+
+def _embedded(model: nn.Module, data: DataConfig) -> Embedded:
+    dataset = build_test_data(data)
+    return Embedded(embed(model, dataset, workers=data.workers), dataset.labels)
+
+
+def _saved_model(folder: Path) -> EmbeddingModel:
     try:
-        model = EmbeddingModel.from_pretrained(folder / "model")
+        return EmbeddingModel.from_pretrained(folder)
     except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / 'model'} cannot be read as a model: {' '.join(str(error).split())}") from None
-    return _scores(model, build_test_data(config.data), config)
+        raise UserError(f"{folder} cannot be read as a model: {' '.join(str(error).split())}") from None
 
 
 def _scores(model: nn.Module, dataset: ImageDataset, config: RunConfig) -> Scores:
