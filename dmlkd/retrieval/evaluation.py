@@ -19,6 +19,8 @@ from dmlkd.retrieval.task import Task, prepare
 DEFAULT_METRICS = ("recall@1", "recall@2", "recall@4", "recall@8", "map@r", "r_precision", "nmi")
 DEFAULT_BLOCK = 4096
 
+_NEIGHBOURS = 2**22  # held at a time, however many a query needs
+
 
 def evaluate(
     embeddings: Any,
@@ -166,10 +168,14 @@ def ranked_values(
     ranker = Ranker(task.search)
     need = depths(list(metrics.values()), task.to_find[rows], len(task.search.gallery))
     order = np.argsort(np.ceil(np.log2(need)), kind="stable")
-    for start in range(0, len(rows), block):
+    place = np.full(len(task.to_find), -1)
+    start = 0
+    while start < len(rows):
         part = order[start : start + block]
+        if (deepest := int(need[part].max())) < len(task.search.gallery):  # whole rankings have blocks of their own
+            part = part[: max(1, _NEIGHBOURS // deepest)]
+        start += len(part)
         found = ranker.hits(rows[part], int(need[part].max()))
-        place = np.full(len(task.to_find), -1)
         place[rows[part]] = np.arange(len(part))
         local = Hits(place[found.query], found.rank, found.nth)
         for name, metric in metrics.items():

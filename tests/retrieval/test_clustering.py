@@ -2,7 +2,7 @@ import faiss
 import naive_retrieval as naive
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from retrieval_cases import clustered
 
@@ -13,6 +13,7 @@ LABELS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, m
 
 
 @given(LABELS)
+@settings(deadline=None)
 def test_f1_and_nmi_equal_their_definitions(pairs):
     labels, assigned = ([a for a, _ in pairs], [b for _, b in pairs])
     for kind, definition in (("f1", naive.pair_f1), ("nmi", naive.nmi)):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from retrieval_cases import clustered, labelled
 
 from dmlkd.errors import UserError
-from dmlkd.retrieval import evaluate
+from dmlkd.retrieval import arrays, backends, evaluate, evaluation, ranking
 
 RANKED = [
     "recall@1",
@@ -155,6 +155,26 @@ def test_queries_of_classes_of_very_different_sizes_are_scored_in_their_rows():
     y = np.repeat([0, 1, 2, 3], [2, 8, 90, 300])[np.random.default_rng(0).permutation(400)]
     hits = naive.ranked(z, z, lambda q, i: y[q] == y[i], lambda q, i: q == i)
     check(evaluate(z, y, metrics=["map@r", "r_precision"], block=32), ["map@r", "r_precision"], hits)
+
+
+def test_bounds_on_what_is_held_at_a_time_do_not_matter(monkeypatch):
+    z, y = clustered(1200, 6, 20)
+    first = evaluate(z, y, metrics=RANKED)
+    monkeypatch.setattr(evaluation, "_NEIGHBOURS", 500)
+    monkeypatch.setattr(ranking, "_FULL_BLOCK", 5000)
+    monkeypatch.setattr(backends, "_CHUNK", 77)
+    monkeypatch.setattr(backends, "_TILE", 1000)
+    monkeypatch.setattr(arrays, "_ROWS", 100)
+    for backend in ("faiss", "torch"):
+        assert dict(evaluate(z, y, metrics=RANKED, backend=backend)) == dict(first)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_gives_the_scores_of_the_cpu():
+    z, y = close_embeddings("near ties")
+    on_gpu = evaluate(torch.from_numpy(z).cuda(), torch.from_numpy(y).cuda(), metrics=RANKED)
+    assert dict(on_gpu) == dict(evaluate(z, y, metrics=RANKED))
 
 
 def test_the_embeddings_are_left_as_they_were():
