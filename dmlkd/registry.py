@@ -43,12 +43,17 @@ METHODS = {
 }
 
 TEACHERS = {
+    "finished_run": "dmlkd.training.teachers:finished_run",
+    "moving_average": "dmlkd.distill:MovingAverageTeacher",
     "previous_epoch": "dmlkd.distill:PreviousEpochTeacher",
+    "snapshot": "dmlkd.distill:SnapshotTeacher",
 }
 
 SCHEDULES = {
     "constant": "dmlkd.distill:Constant",
+    "cosine": "dmlkd.distill:Cosine",
     "linear_ramp": "dmlkd.distill:LinearRamp",
+    "warm_up": "dmlkd.distill:WarmUp",
 }
 
 # Arguments of pytorch-metric-learning's classes that are objects of its own, and the module their classes are in.

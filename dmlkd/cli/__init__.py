@@ -28,7 +28,7 @@ app.command("compare")(compare)
 def main() -> None:
     """Run the command line; what the user can mend is one line on standard error and exit code 2."""
     try:
-        app()
+        app(prog_name="dmlkd")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

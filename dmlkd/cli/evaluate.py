@@ -51,8 +51,10 @@ def evaluate(
     """Measure retrieval: of a run, of a saved model on a data set, or of embedding files."""
     wanted = {"--run": run, "--embeddings": embeddings, "--model": model}
     given = [name for name, value in wanted.items() if value is not None]
-    if len(given) != 1:
-        raise UserError(f"give one of --run, --embeddings and --model, got {' and '.join(given) or 'none'}")
+    if not given:
+        raise typer.BadParameter("give one of --run, --embeddings and --model")
+    if len(given) > 1:
+        raise UserError(f"give one of --run, --embeddings and --model, got {' and '.join(given)}")
     _refuse_strays(given[0], labels=labels, gallery=gallery, gallery_labels=gallery_labels, data=data, root=root)
     if run is not None:
         source = _of_run(run)

@@ -2,7 +2,7 @@
 
 from dmlkd.config.load import load_config, nested_part
 from dmlkd.config.schema import DataConfig, EvalConfig, Part, RunConfig, TermConfig, TrainConfig
-from dmlkd.config.signatures import parameters
+from dmlkd.config.signatures import checked, parameters
 from dmlkd.config.yaml_source import YamlSource
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "TermConfig",
     "TrainConfig",
     "YamlSource",
+    "checked",
     "load_config",
     "nested_part",
     "parameters",

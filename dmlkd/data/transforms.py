@@ -41,7 +41,7 @@ def handwriting(*, image_size: int, channels: int) -> Transforms:
         image_size: pixels a side of what the network sees.
         channels: colour channels.
     """
-    train = v2.Compose([_resize(image_size), _affine, *_to_float(channels)])
+    train = v2.Compose([_resize(image_size), v2.ToDtype(torch.float32, scale=True), _affine, _normalize(channels)])
     return Transforms(train, plain(image_size=image_size, channels=channels).test)
 
 
@@ -65,19 +65,23 @@ def _resize(size: int) -> v2.Transform:
     return v2.Resize((size, size), antialias=True)
 
 
+_MOVE = v2.RandomAffine(
+    degrees=15, translate=(0.1, 0.1), scale=(0.9, 1.1), shear=10, interpolation=v2.InterpolationMode.BILINEAR
+)
+
+
 def _affine(image: Tensor) -> Tensor:
-    move = v2.RandomAffine(
-        degrees=15,
-        translate=(0.1, 0.1),
-        scale=(0.9, 1.1),
-        shear=10,
-        interpolation=v2.InterpolationMode.BILINEAR,
-        fill=image[:, 0, 0].tolist(),
-    )
-    moved: Tensor = move(image)
+    # Filled with 0 on an image whose paper is 0: a fill colour would leave a dark fringe, which torchvision's
+    # bilinear fill draws by weighting the border twice.
+    paper = image[:, :1, :1]
+    moved: Tensor = _MOVE(image - paper) + paper
     return moved
 
 
 def _to_float(channels: int) -> list[v2.Transform]:
+    return [v2.ToDtype(torch.float32, scale=True), _normalize(channels)]
+
+
+def _normalize(channels: int) -> v2.Transform:
     mean, std = _IMAGENET if channels == 3 else ([0.5] * channels, [0.5] * channels)
-    return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
+    return v2.Normalize(mean, std)

@@ -32,6 +32,29 @@ def not_negative(name: str, value: object) -> float:
     raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
 
 
+def within(name: str, value: object, low: float, high: float) -> float:
+    """Return ``value`` as a float.
+
+    Raises:
+        ValueError: naming the argument and its value, unless it is a number from ``low`` to ``high``.
+    """
+    number = _finite(value)
+    if number is not None and low <= number <= high:
+        return number
+    raise ValueError(f"{name} must be a number from {low} to {high}, got {value!r}")
+
+
+def whole(name: str, value: object) -> int:
+    """Return ``value``.
+
+    Raises:
+        ValueError: naming the argument and its value, unless it is a whole number of at least 1.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
 def one_of(name: str, value: object, valid: tuple[str, ...]) -> str:
     """Return ``value``.
 

@@ -42,22 +42,21 @@ def listwise_kl(
     """
     _check_lists(student, teacher, labels, include_self, negative_scale)
     with torch.autocast(student.device.type, enabled=False):
-        scale = None
-        if negative_scale != 1:
-            assert labels is not None
-            scale = torch.where(labels[:, None] == labels[None, :], 1.0, negative_scale)
-        student_log = _log_lists(student, scale, temperature, include_self)
+        scaled_labels = labels if negative_scale != 1 else None
+        student_log = _log_lists(student, scaled_labels, temperature, include_self, negative_scale)
         with torch.no_grad():
-            teacher_log = _log_lists(teacher, scale, temperature, include_self)
+            teacher_log = _log_lists(teacher, scaled_labels, temperature, include_self, negative_scale)
         teacher_log = teacher_log.to(student_log.dtype)
         return temperature**2 * F.kl_div(student_log, teacher_log, reduction="batchmean", log_target=True)
 
 
-def _log_lists(z: Tensor, scale: Tensor | None, temperature: float, include_self: bool) -> Tensor:
+def _log_lists(
+    z: Tensor, labels: Tensor | None, temperature: float, include_self: bool, negative_scale: float
+) -> Tensor:
     z = z if z.dtype == torch.float64 else z.float()
     similarity = z @ z.T
-    if scale is not None:
-        similarity = similarity * scale.to(similarity.dtype)
+    if labels is not None:
+        similarity = torch.where(labels[:, None] == labels, similarity, negative_scale * similarity)
     if not include_self:
         similarity = without_diagonal(similarity)
     return F.log_softmax(similarity / temperature, dim=1)

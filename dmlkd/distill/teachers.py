@@ -7,12 +7,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from typing_extensions import override
 
-from dmlkd.distill.checks import one_of
+from dmlkd.distill.checks import one_of, whole, within
 from dmlkd.signals import Batch, Need, Signals
 
-_BY_HAND = -1
+Mode = Literal["eval", "train"]
 
 
 class Teacher(nn.Module, ABC):
@@ -30,18 +31,74 @@ class Teacher(nn.Module, ABC):
     def start_epoch(self, network: nn.Module, epoch: int) -> None:
         """Called before each epoch, counted from 0, with the student as it is then. May be called twice for one."""
 
+    def after_step(self, network: nn.Module) -> None:
+        """Called after each step of the optimiser, with the student as it is then."""
 
-class PreviousEpochTeacher(Teacher):
+
+class FrozenTeacher(Teacher):
+    """A network that teaches as it is: a finished earlier run, say, of whatever architecture and dimension.
+
+    It stays in its mode whatever ``train()`` is called on what holds it, and its parameters ask for no gradient.
+
+    Args:
+        network: what teaches; taken over, not copied.
+        mode: "eval" or "train", the mode it runs in. In the published code of A1 it is "train", with batch norm frozen;
+            with live batch norm, "train" normalises by the batch and moves the running statistics.
+
+    Raises:
+        ValueError: if ``mode`` is neither.
+    """
+
+    def __init__(self, network: nn.Module, *, mode: Mode = "eval") -> None:
+        super().__init__()
+        self.mode = one_of("mode", mode, ("eval", "train"))
+        self.network = network.requires_grad_(False)
+        self._clock = 0  # epochs or steps that the network has followed the student for
+        self.train()
+
+    @property
+    @override
+    def ready(self) -> bool:
+        return True
+
+    @property
+    def _teaching(self) -> nn.Module:
+        return self.network
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Any:
+        """What the network returns for the images, without gradient."""
+        return self._teaching(images)
+
+    @override
+    @torch.no_grad()
+    def signals(self, batch: Batch, needs: Collection[Need]) -> Signals:
+        signals: Signals = self._teaching.signals(batch.images, needs)  # type: ignore[operator]
+        return signals
+
+    @override
+    def train(self, mode: bool = True) -> "FrozenTeacher":
+        """Stay in the mode given to the constructor."""
+        return super().train(self.mode == "train")
+
+    @override
+    def get_extra_state(self) -> dict[str, int]:
+        return {"clock": self._clock}
+
+    @override
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self._clock = state["clock"]
+
+
+class PreviousEpochTeacher(FrozenTeacher):
     """The student as it was at the end of the previous epoch (method A1, https://arxiv.org/abs/2206.08880).
 
     One copy of the network is held in memory and written over once an epoch; nothing is written to disk. In a loop of
-    your own, call the teacher on the images and :meth:`update` it at the end of each epoch. The copy stays in its mode
-    whatever ``train()`` is called on what holds it, and its parameters ask for no gradient.
+    your own, call the teacher on the images and :meth:`update` it at the end of each epoch.
 
     Args:
         network: the student; it is copied. Its weights at this moment teach until the first update.
-        mode: "eval" or "train", the mode the copy runs in. In the published code it is "train", with batch norm
-            frozen; with live batch norm, "train" normalises by the batch and moves the copy's running statistics.
+        mode: "eval" or "train", as of :class:`FrozenTeacher`.
 
     Raises:
         ValueError: if ``mode`` is neither.
@@ -55,52 +112,87 @@ class PreviousEpochTeacher(Teacher):
     (True, False)
     """
 
-    def __init__(self, network: nn.Module, *, mode: Literal["eval", "train"] = "eval") -> None:
-        super().__init__()
-        self.mode = one_of("mode", mode, ("eval", "train"))
-        self.network = copy.deepcopy(network).requires_grad_(False)
-        self._updated_for: int | None = None
-        self.train()
+    def __init__(self, network: nn.Module, *, mode: Mode = "eval") -> None:
+        super().__init__(copy.deepcopy(network), mode=mode)
 
     @property
     @override
     def ready(self) -> bool:
-        return self._updated_for is not None
-
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> Any:
-        """What the copied network returns for the images, without gradient."""
-        return self.network(images)
-
-    @override
-    @torch.no_grad()
-    def signals(self, batch: Batch, needs: Collection[Need]) -> Signals:
-        signals: Signals = self.network.signals(batch.images, needs)  # type: ignore[operator]
-        return signals
+        return self._clock > 0
 
     def update(self, network: nn.Module) -> None:
         """Take over the network's weights and buffers as they are now: call it at the end of an epoch."""
-        self._copy(network, _BY_HAND if self._updated_for is None else self._updated_for)
+        self.network.load_state_dict(network.state_dict())
+        self._clock += 1
 
     @override
     def start_epoch(self, network: nn.Module, epoch: int) -> None:
         # Once for each epoch after the first, so that a run resumed within an epoch keeps the teacher it had.
-        if epoch > 0 and epoch != self._updated_for:
-            self._copy(network, epoch)
+        if epoch > 0 and epoch != self._clock:
+            self.update(network)
+            self._clock = epoch
 
-    def _copy(self, network: nn.Module, epoch: int) -> None:
-        self.network.load_state_dict(network.state_dict())
-        self._updated_for = epoch
+
+class SnapshotTeacher(FrozenTeacher):
+    """The student as it was at the last multiple of ``every`` steps.
+
+    Args:
+        network: the student; it is copied.
+        every: steps of the optimiser between two snapshots, at least 1.
+        mode: "eval" or "train", as of :class:`FrozenTeacher`.
+
+    Raises:
+        ValueError: if ``every`` is not a whole number of at least 1, or ``mode`` is neither.
+    """
+
+    def __init__(self, network: nn.Module, *, every: int, mode: Mode = "eval") -> None:
+        super().__init__(copy.deepcopy(network), mode=mode)
+        self.every = whole("every", every)
+
+    @property
+    @override
+    def ready(self) -> bool:
+        return self._clock >= self.every
 
     @override
-    def train(self, mode: bool = True) -> "PreviousEpochTeacher":
-        """Stay in the mode given to the constructor."""
-        return super().train(self.mode == "train")
+    def after_step(self, network: nn.Module) -> None:
+        self._clock += 1
+        if self._clock % self.every == 0:
+            self.network.load_state_dict(network.state_dict())
+
+
+class MovingAverageTeacher(FrozenTeacher):
+    """The exponential moving average of the student's weights and buffers over the steps.
+
+    After each step of the optimiser: average <- decay * average + (1 - decay) * student; it starts from the student
+    after the first step. Tarvainen and Valpola 2017, https://arxiv.org/abs/1703.01780, on torch's ``AveragedModel``.
+
+    Args:
+        network: the student; it is copied.
+        decay: 0 <= decay <= 1; the average remembers about 1 / (1 - decay) steps.
+        mode: "eval" or "train", as of :class:`FrozenTeacher`.
+
+    Raises:
+        ValueError: if ``decay`` is outside its range, or ``mode`` is neither.
+    """
+
+    def __init__(self, network: nn.Module, *, decay: float = 0.999, mode: Mode = "eval") -> None:
+        self.decay = within("decay", decay, 0, 1)
+        rule = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
+        average = AveragedModel(network, multi_avg_fn=rule, use_buffers=True)
+        super().__init__(average, mode=mode)
+
+    @property
+    @override
+    def ready(self) -> bool:
+        return self._clock > 0
+
+    @property
+    @override
+    def _teaching(self) -> nn.Module:
+        return self.network.get_submodule("module")
 
     @override
-    def get_extra_state(self) -> dict[str, int | None]:
-        return {"updated_for": self._updated_for}
-
-    @override
-    def set_extra_state(self, state: dict[str, int | None]) -> None:
-        self._updated_for = state["updated_for"]
+    def after_step(self, network: nn.Module) -> None:
+        self.network.update_parameters(network)  # type: ignore[operator]
+        self._clock += 1

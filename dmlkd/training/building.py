@@ -10,11 +10,11 @@ from pytorch_metric_learning.losses.mixins import WeightMixin
 from torch import nn
 
 from dmlkd import registry
-from dmlkd.config import DataConfig, Part, RunConfig, TermConfig, TrainConfig, nested_part, parameters
+from dmlkd.config import DataConfig, Part, RunConfig, TermConfig, TrainConfig, checked, nested_part, parameters
 from dmlkd.data import ClassBalancedBatchSampler, DataSplits, ImageDataset, ImageTable, split_classes
 from dmlkd.data.transforms import Transform, Transforms
 from dmlkd.distill import Schedule, Teacher
-from dmlkd.errors import ConfigError
+from dmlkd.errors import ConfigError, UserError
 from dmlkd.models import EmbeddingModel
 from dmlkd.training.objective import Objective, Term
 
@@ -155,11 +155,14 @@ def _metric_learning(kind: str, part: Part, path: Keys, sizes: Mapping[str, int]
 
 
 def _built(target: Callable[..., T], arguments: Mapping[str, Any], path: Keys, **supplied: Any) -> T:
-    """Call a constructor; what it refuses becomes a configuration error at ``path``."""
+    """Call a constructor with converted arguments; what it refuses becomes a configuration error at ``path``."""
+    converted = checked(target, arguments, path, supplied=supplied)
     try:
-        return target(**arguments, **supplied)
+        return target(**converted, **supplied)
     except ConfigError as error:
         raise ConfigError(str(error), path + error.path) from None
+    except UserError as error:
+        raise ConfigError(str(error), path) from None
     except (TypeError, ValueError, AssertionError, KeyError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"{getattr(target, '__name__', target)} refuses its arguments: {reason}", path) from error

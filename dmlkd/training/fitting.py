@@ -68,7 +68,8 @@ def fit(
     """Train a model in place; write ``log.csv``, ``tensorboard/`` and ``checkpoints/`` below ``out``.
 
     Args:
-        model: an :class:`~dmlkd.EmbeddingModel` or anything with ``signals``; holds the last epoch's weights after.
+        model: an :class:`~dmlkd.models.EmbeddingModel` or any module with ``signals``; left with the last
+            epoch's weights.
         objective: metric loss and distillation terms, its teachers made for this model.
         data: training and validation images.
         train: epochs, batches, optimiser, precision, seed of the sampler.

@@ -44,6 +44,7 @@ class EmbeddingModule(lightning.LightningModule):
         self._optimizer = optimizer
         self._validated: list[tuple[Tensor, Tensor]] = []
         self._first_bad_step: Tensor | None = None
+        self._steps = 0
 
     @override
     def configure_optimizers(self) -> Optimizer:
@@ -51,6 +52,7 @@ class EmbeddingModule(lightning.LightningModule):
 
     @override
     def on_train_epoch_start(self) -> None:
+        self._steps = self.global_step
         self.objective.start_epoch(self.model, self.current_epoch, self.epochs)
 
     @override
@@ -63,6 +65,12 @@ class EmbeddingModule(lightning.LightningModule):
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch.labels))
         self._watch(losses.total)
         return losses.total
+
+    @override
+    def on_train_batch_end(self, outputs: object, batch: Batch, batch_idx: int) -> None:
+        if self.global_step > self._steps:  # not while gradients are still being accumulated
+            self._steps = self.global_step
+            self.objective.after_step(self.model)
 
     @override
     def on_validation_epoch_start(self) -> None:

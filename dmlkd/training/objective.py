@@ -67,9 +67,9 @@ class Losses(NamedTuple):
 class Objective(nn.Module):
     """A metric loss of pytorch-metric-learning plus any number of distillation terms.
 
-    Call :meth:`start_epoch` before each epoch, and the objective on each batch. A term whose weight is 0, or whose
-    teacher has nothing to teach yet, costs nothing. Metric loss, methods and teachers are submodules: they move with
-    the objective and are in its ``state_dict()``; teachers are frozen.
+    Call :meth:`start_epoch` before each epoch, the objective on each batch, and :meth:`after_step` after each step.
+    A term whose weight is 0, or whose teacher has nothing to teach yet, costs nothing. Metric loss, methods and
+    teachers are submodules: they move with the objective and are in its ``state_dict()``; teachers are frozen.
 
     Args:
         metric_loss: called as ``metric_loss(embeddings, labels, indices)``.
@@ -92,7 +92,8 @@ class Objective(nn.Module):
     >>> for epoch in range(2):
     ...     objective.start_epoch(model, epoch, 2)
     ...     losses = objective(model.signals(batch.images, objective.student_needs), batch)
-    ...     print(losses.weights, list(losses.distill))
+    ...     print(losses.weights, list(losses.distill))  # then losses.total.backward(), optimizer.step() and
+    ...     objective.after_step(model)
     {'lsd': 0.0} []
     {'lsd': 25.0} ['lsd']
     """
@@ -112,7 +113,7 @@ class Objective(nn.Module):
         self.miner = miner
         self.terms = tuple(terms)
         self.methods = nn.ModuleDict({term.label: term.method for term in terms})
-        self.teachers = nn.ModuleList({id(t.teacher): t.teacher for t in terms if t.teacher is not None}.values())
+        self.teachers = nn.ModuleList(self._teachers())
         self._progress = (0, 1)
 
     @property
@@ -139,9 +140,20 @@ class Objective(nn.Module):
             epochs: how many there are in all.
         """
         self._progress = (epoch, epochs)
-        for teacher in self.teachers:
-            assert isinstance(teacher, Teacher)
+        for teacher in self._teachers():
             teacher.start_epoch(network, epoch)
+
+    def after_step(self, network: nn.Module) -> None:
+        """Let the teachers follow the network, after a step of the optimiser.
+
+        Args:
+            network: the student, as the step left it.
+        """
+        for teacher in self._teachers():
+            teacher.after_step(network)
+
+    def _teachers(self) -> list[Teacher]:
+        return list({id(t.teacher): t.teacher for t in self.terms if t.teacher is not None}.values())
 
     def forward(self, student: Signals, batch: Batch) -> Losses:
         """Compute every loss of a batch.

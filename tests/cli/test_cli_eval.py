@@ -148,7 +148,6 @@ def test_runs_that_differ_in_the_seed_are_runs_of_one_method(dmlkd, tmp_path):
 EMBEDDINGS = ["eval", "--embeddings"]
 
 WRONG = {
-    "nothing": (["eval", "--json"], "give one of --run, --embeddings and --model, got none"),
     "two sources": (["eval", "--run", "a", "--model", "b"], "got --run and --model"),
     "stray option": (["eval", "--run", "a", "--gallery", "b.npy"], "--gallery does not go with --run"),
     "no labels": ([*EMBEDDINGS, "gallery.npy"], "gallery.npy has no labels: give them as --labels FILE.npy"),

@@ -1,0 +1,33 @@
+"""Shared by all tests: the real data, and hypothesis' settings."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+# Times vary with the machine; a slow example is no failure.
+settings.register_profile("dmlkd", deadline=None, print_blob=True)
+settings.load_profile("dmlkd")
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def configs() -> Path:
+    return ROOT / "configs"
+
+
+@pytest.fixture
+def omniglot() -> Path:
+    """The folder of the Omniglot zips, from DMLKD_DATA or the shared data beside the checkout."""
+    root = Path(os.environ.get("DMLKD_DATA") or ROOT.parent / "shared" / "data")
+    if not (root / "images_background_small1.zip").is_file():
+        pytest.skip(f"{root} holds no images_background_small1.zip; set DMLKD_DATA")
+    return root
