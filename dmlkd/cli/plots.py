@@ -18,7 +18,7 @@ def plot_recall(path: Path, rows: Mapping[str, Mapping[str, float]]) -> None:
         UserError: if the ending stands for no kind of picture.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter, ScalarFormatter
+    from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
     figure = Figure(figsize=(5, 3.5), layout="constrained")
     if path.suffix.removeprefix(".") not in figure.canvas.get_supported_filetypes():
@@ -29,7 +29,7 @@ def plot_recall(path: Path, rows: Mapping[str, Mapping[str, float]]) -> None:
         ks = sorted(curve)
         axes.plot(ks, [curve[k] for k in ks], marker="o", label=label)
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.set_xlabel("K")
     axes.set_ylabel("Recall@K")

@@ -36,7 +36,7 @@ def pairs_of(z, y, g, h, distance, counted):
 
 
 @given(labelled(min_rows=3), st.sampled_from(["cosine", "inner"]), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_verification_equals_the_double_loop(case, distance, separate):
     z, y = case
     genuine, impostor = pairs_of(z, y, z, y, distance, lambda a, b: separate or a < b)

@@ -41,12 +41,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.task:
         z, y = (np.load(Path(options.folder) / f"{name}.npy") for name in "zy")
-        print(json.dumps(measured(tasks(z, y, options.sample)[options.task])))
+        print(json.dumps(measured(tasks(z, y, **json.loads(options.arguments))[options.task])))
         return
     z, y = made_up(60_502, 128, 11_316, largest=12, noise=1.4, seed=options.seed)
     rows = []
     for name in tasks(z, y, options.sample):
-        result = in_child(__file__, name, {"z": z, "y": y})
+        result = in_child(__file__, name, {"z": z, "y": y}, sample=options.sample)
         rows.append({"what": name, "seconds": result["seconds"][0], "peak MB": result["peak_mb"]})
     show(rows, options.out, seed=options.seed)
 
