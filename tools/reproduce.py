@@ -103,7 +103,7 @@ def table(scores: dict[str, list[dict[str, float]]]) -> str:
 
 def reproduce(name: str, seeds: int | None) -> None:
     """Run an experiment and write its JSON and Markdown."""
-    from dmlkd.training.files import write_json, write_text
+    from dmlkd.files import write_json, write_text
 
     experiment = EXPERIMENTS[name]
     count = seeds or experiment.seeds

@@ -1,25 +1,164 @@
 """``dmlkd eval``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from dmlkd.cli.output import print_left_out, print_scores
+from dmlkd.errors import UserError
+
+if TYPE_CHECKING:
+    from dmlkd.retrieval import Scores
+
+_CURVE = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class _Source(NamedTuple):
+    """What to measure: arguments of ``evaluate``, a label for the table, and the metrics that it names, if any."""
+
+    label: str
+    title: str
+    arguments: dict[str, Any]
+    metrics: tuple[str, ...] = ()
 
 
 def evaluate(
-    run: Annotated[Path, typer.Option(help="Run folder of a finished training run.")],
+    run: Annotated[Path | None, typer.Option(help="Run folder of a finished training run.")] = None,
+    embeddings: Annotated[
+        Path | None, typer.Option(help="File of embeddings and labels: .safetensors, .parquet, .npz or .npy.")
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="File of labels, where --embeddings has none.")] = None,
+    gallery: Annotated[Path | None, typer.Option(help="File of a gallery, searched instead of the rest.")] = None,
+    gallery_labels: Annotated[Path | None, typer.Option(help="File of labels, where --gallery has none.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Folder of a saved model; with --data.")] = None,
+    data: Annotated[str | None, typer.Option(help="Data set whose test images the model embeds.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of the data set.")] = None,
+    metrics: Annotated[
+        list[str] | None, typer.Option("--metric", help="Such as recall@5, map@r, mrr, nmi or eer; repeatable.")
+    ] = None,
+    distance: Annotated[str, typer.Option(help="cosine, euclidean or inner.")] = "cosine",
+    average: Annotated[str, typer.Option(help="micro (over queries) or macro (over classes).")] = "micro",
+    index: Annotated[str | None, typer.Option(help="Approximate index of FAISS, such as HNSW32.")] = None,
+    search: Annotated[str, typer.Option(help="Parameters of its search, such as efSearch=128.")] = "",
+    sample: Annotated[int | None, typer.Option(help="Score only so many queries.")] = None,
+    seed: Annotated[int, typer.Option(help="Of k-means and the sample.")] = 0,
+    intervals: Annotated[bool, typer.Option("--intervals", help="Add 95 % intervals.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON instead of a table.")] = False,
+    per_query: Annotated[Path | None, typer.Option(help="Write each query's values to this .parquet file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a plot of Recall@K to this .png, .svg or .pdf.")] = None,
 ) -> None:
-    """Measure the saved model of a run on its unseen test classes."""
-    from dmlkd.training.running import evaluate_run
+    """Measure retrieval: of a run, of a saved model on a data set, or of embedding files."""
+    wanted = {"--run": run, "--embeddings": embeddings, "--model": model}
+    given = [name for name, value in wanted.items() if value is not None]
+    if not given:
+        raise typer.BadParameter("give one of --run, --embeddings and --model")
+    if len(given) > 1:
+        raise UserError(f"give one of --run, --embeddings and --model, got {' and '.join(given)}")
+    _refuse_strays(given[0], labels=labels, gallery=gallery, gallery_labels=gallery_labels, data=data, root=root)
+    if run is not None:
+        source = _of_run(run)
+    elif embeddings is not None:
+        source = _of_files(embeddings, labels, gallery, gallery_labels)
+    else:
+        assert model is not None
+        source = _of_model(model, data, root)
+    from dmlkd.retrieval import DEFAULT_METRICS, Index, Scores
+    from dmlkd.retrieval import evaluate as measure
 
-    scores = evaluate_run(run)
+    names = list(metrics or source.metrics or (n for n in DEFAULT_METRICS if gallery is None or n != "nmi"))
+    extra = [] if plot is None else [f"recall@{k}" for k in _CURVE if f"recall@{k}" not in names]
+    scores: Scores = measure(
+        **source.arguments,
+        metrics=names + extra,
+        distance=distance,  # type: ignore[arg-type]
+        average=average,  # type: ignore[arg-type]
+        index=None if index is None else Index(index, search),
+        sample=sample,
+        seed=seed,
+    )
+    _write(scores, source.label, per_query, plot)
+    _show(scores, names, source, intervals=intervals, json=json)
+
+
+def _refuse_strays(kind: str, **options: object) -> None:
+    """Refuse options that belong to another source."""
+    allowed = {"--run": (), "--embeddings": ("labels", "gallery", "gallery_labels"), "--model": ("data", "root")}[kind]
+    for name, value in options.items():
+        if value is not None and name not in allowed:
+            raise UserError(f"--{name.replace('_', '-')} does not go with {kind}")
+
+
+def _of_run(run: Path) -> _Source:
+    from dmlkd.training.measuring import embed_run
+
+    found = embed_run(run)
+    arguments = {"embeddings": found.embeddings, "labels": found.labels}
+    return _Source(str(run), "on unseen classes", arguments, found.metrics)
+
+
+def _of_model(model: Path, data: str | None, root: Path | None) -> _Source:
+    if data is None:
+        raise UserError("--model needs --data, the name of a data set")
+    from dmlkd.config import DataConfig
+    from dmlkd.training.measuring import embed_saved
+
+    section: dict[str, Any] = {"name": data} if root is None else {"name": data, "root": str(root)}
+    found = embed_saved(model, DataConfig(**section))
+    arguments = {"embeddings": found.embeddings, "labels": found.labels}
+    return _Source(str(model), f"on the test images of {data}", arguments)
+
+
+def _of_files(embeddings: Path, labels: Path | None, gallery: Path | None, gallery_labels: Path | None) -> _Source:
+    from dmlkd.retrieval.files import read_embeddings, read_labels
+
+    if gallery is None and gallery_labels is not None:
+        raise UserError("--gallery-labels needs --gallery")
+    arguments: dict[str, Any] = {}
+    prefixes = [("", "query_ids", embeddings, labels)]
+    if gallery is not None:
+        prefixes.append(("gallery_", "gallery_ids", gallery, gallery_labels))
+    for prefix, ids, file, separate in prefixes:
+        read = read_embeddings(file)
+        found = read.labels if separate is None else read_labels(separate)
+        if found is None:
+            option = f"--{prefix.replace('_', '-')}labels"
+            raise UserError(
+                f"{file} has no labels: give them as {option} FILE.npy, or in one .npz or .safetensors file"
+            )
+        arguments |= {prefix.rstrip("_") or "embeddings": read.embeddings, f"{prefix}labels": found, ids: read.ids}
+    if gallery is not None and (arguments["query_ids"] is None or arguments["gallery_ids"] is None):
+        arguments["query_ids"] = arguments["gallery_ids"] = None
+    where = "among each other" if gallery is None else f"in {gallery}"
+    return _Source(str(embeddings), where, arguments)
+
+
+def _write(scores: "Scores", label: str, per_query: Path | None, plot: Path | None) -> None:
+    if per_query is not None:
+        from dmlkd.retrieval.files import write_per_query
+
+        write_per_query(per_query, scores)
+    if plot is not None:
+        from dmlkd.cli.plots import plot_recall
+
+        plot_recall(plot, {label: scores})
+
+
+def _show(scores: "Scores", names: list[str], source: _Source, *, intervals: bool, json: bool) -> None:
+    shown = {name: scores[name] for name in names}
+    ends = {n: scores.interval(n) for n in names if n in scores.per_query} if intervals else {}
+    counts: dict[str, Any] = {"queries": scores.queries, "left_out": scores.left_out}
+    if scores.search_recall is not None:
+        counts["search_recall"] = scores.search_recall
     if json:
         from json import dumps
 
-        print(dumps({**scores, "queries": scores.queries, "left_out": scores.left_out}, indent=2))
-    else:
-        print_scores(f"Retrieval of {scores.queries} queries on unseen classes, in %", {str(run): scores})
-        print_left_out(scores.left_out)
+        print(dumps({**shown, **counts, **({"intervals": ends} if intervals else {})}, indent=2))
+        return
+    rows = {source.label: shown}
+    if intervals:
+        rows |= {f"95 % {end}": {n: ends[n][i] for n in ends} for i, end in enumerate(("from", "to"))}
+    print_scores(f"Retrieval of {scores.queries} queries {source.title}, in %", rows)
+    print_left_out(scores.left_out)
+    if scores.search_recall is not None:
+        print(f"the index found {100 * scores.search_recall:.1f} % of the true nearest neighbours")

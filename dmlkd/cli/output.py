@@ -16,7 +16,7 @@ def print_scores(title: str, rows: Mapping[str, Mapping[str, float]]) -> None:
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     for label, scores in rows.items():
-        table.add_row(label, *(f"{100 * scores[name]:.1f}" for name in names))
+        table.add_row(label, *(f"{100 * scores[name]:.1f}" if name in scores else "" for name in names))
     # A file or a pipe has no width that the table would have to fit into.
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 

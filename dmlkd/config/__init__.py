@@ -1,6 +1,6 @@
 """The configuration of a run: sections, reading and checking."""
 
-from dmlkd.config.load import load_config, nested_part
+from dmlkd.config.load import checked_data, load_config, nested_part
 from dmlkd.config.schema import DataConfig, EvalConfig, Part, RunConfig, TermConfig, TrainConfig
 from dmlkd.config.signatures import checked, parameters
 from dmlkd.config.yaml_source import YamlSource
@@ -14,6 +14,7 @@ __all__ = [
     "TrainConfig",
     "YamlSource",
     "checked",
+    "checked_data",
     "load_config",
     "nested_part",
     "parameters",

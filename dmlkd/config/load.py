@@ -63,14 +63,7 @@ def _checked_parts(config: RunConfig) -> RunConfig:
     from dmlkd.models import EmbeddingModel
     from dmlkd.retrieval.metrics import parse
 
-    entry = registry.lookup(registry.DATA, "data set", config.data.name, ("data", "name"))
-    filled = {
-        "image_size": config.data.image_size or entry.image_size,
-        "channels": config.data.channels or entry.channels,
-        "transform": config.data.transform or entry.transform,
-        **_reader_arguments(config.data, registry.load(entry.reader)),
-    }
-    registry.lookup(registry.TRANSFORMS, "transform", filled["transform"], ("data", "transform"))
+    data = checked_data(config.data)
     model = checked(EmbeddingModel, config.model, ("model",), supplied=("in_channels",))
     check_metric_learning("losses", config.metric_loss, ("metric_loss",), SUPPLIED_TO_LOSSES)
     if config.miner:
@@ -82,7 +75,24 @@ def _checked_parts(config: RunConfig) -> RunConfig:
             parse(metric)
         except ValueError as error:
             raise ConfigError(str(error), ("eval", "metrics", index)) from None
-    return config.model_copy(update={"data": config.data.model_copy(update=filled), "model": model})
+    return config.model_copy(update={"data": data, "model": model})
+
+
+def checked_data(data: DataConfig) -> DataConfig:
+    """Check a data section, and fill in what the registry says suits the data set.
+
+    Raises:
+        ConfigError: for an unknown name or argument, or a folder that is missing.
+    """
+    entry = registry.lookup(registry.DATA, "data set", data.name, ("data", "name"))
+    filled = {
+        "image_size": data.image_size or entry.image_size,
+        "channels": data.channels or entry.channels,
+        "transform": data.transform or entry.transform,
+        **_reader_arguments(data, registry.load(entry.reader)),
+    }
+    registry.lookup(registry.TRANSFORMS, "transform", filled["transform"], ("data", "transform"))
+    return data.model_copy(update=filled)
 
 
 def _reader_arguments(data: DataConfig, reader: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Retrieval metrics of ranked relevance, with the definitions of docs/metrics.md."""
+"""Retrieval metrics by name, and those of ranked relevance; docs/metrics.md has the definitions."""
 
 import re
 from typing import NamedTuple
@@ -8,16 +8,42 @@ from numpy.typing import NDArray
 
 from dmlkd.errors import UserError, suggestion
 
+CLUSTERING = ("nmi", "ami", "f1")
+"""Metrics of a clustering."""
+
+VERIFICATION = ("auroc", "eer", "fnmr")
+"""Metrics of all pairs."""
+
+_AT_K = ("recall", "precision", "map", "cmc")
+_PLAIN = ("map@r", "r_precision", "map", "mrr", "auroc", "eer", *CLUSTERING)
+_EXAMPLES = (*_PLAIN, *(f"{kind}@1" for kind in _AT_K), "fnmr@fmr=0.01")
+
 
 class Metric(NamedTuple):
-    """A parsed metric name: "recall@5" is ("recall", 5), "map@r" is ("map@r", 0)."""
+    """A parsed metric name: "recall@5" is ("recall", 5), "map@r" is ("map@r", 0), "fnmr@fmr=0.01" ("fnmr", 0, 0.01)."""
 
     kind: str
     at: int = 0
+    rate: float = 0.0
+
+    @property
+    def ranked(self) -> bool:
+        """Whether it is a mean over queries of something that depends on ranks."""
+        return self.kind not in CLUSTERING and self.kind not in VERIFICATION
 
 
-_AT_K = ("recall", "precision")
-_PLAIN = ("map@r", "r_precision", "nmi")
+class Hits(NamedTuple):
+    """The relevant items that were found, by query and then by rank.
+
+    Attributes:
+        query: (H,) row of the query.
+        rank: (H,) from 1; items exactly as near as the hit that are not relevant come before it.
+        nth: (H,) how many hits of the query there are up to this one.
+    """
+
+    query: NDArray[np.int64]
+    rank: NDArray[np.int64]
+    nth: NDArray[np.int64]
 
 
 def parse(name: str) -> Metric:
@@ -26,39 +52,56 @@ def parse(name: str) -> Metric:
     Raises:
         UserError: for an unknown one, naming those there are.
 
-    >>> parse("recall@4")
-    Metric(kind='recall', at=4)
+    >>> parse("recall@4").at
+    4
     """
     lower = str(name).lower()
     if lower in _PLAIN:
         return Metric(lower)
-    match = re.fullmatch(r"(\w+)@([1-9]\d*)", lower)
-    if match and match[1] in _AT_K:
-        return Metric(match[1], int(match[2]))
-    raise UserError(f"unknown metric {name!r}{suggestion(name, [*_PLAIN, *(f'{k}@1' for k in _AT_K)])}")
+    if match := re.fullmatch(r"(\w+)@([1-9]\d*)", lower):
+        kind = "recall" if match[1] == "cmc" else match[1]
+        if match[1] in _AT_K:
+            return Metric(kind, int(match[2]))
+    if match := re.fullmatch(r"fnmr@fmr=(\d*\.?\d+(?:e-?\d+)?)", lower):
+        rate = float(match[1])
+        if 0 <= rate <= 1:
+            return Metric("fnmr", 0, rate)
+        raise UserError(f"metric {name!r}: the false-match rate must lie between 0 and 1")
+    raise UserError(f"unknown metric {name!r}{suggestion(name, _EXAMPLES)}")
 
 
-def depth(metrics: list[Metric], most_relevant: int) -> int:
-    """How many neighbours of a query the metrics look at, when no query has more than ``most_relevant`` to find."""
-    return max([m.at for m in metrics if m.at] + [most_relevant for m in metrics if m.kind in ("map@r", "r_precision")])
+def depths(metrics: list[Metric], to_find: NDArray[np.int64], gallery: int) -> NDArray[np.int64]:
+    """How many neighbours of each query the metrics look at.
+
+    Args:
+        metrics: of ranked relevance.
+        to_find: (Q,) R.
+        gallery: how many items there are; "map" and "mrr" look at all.
+    """
+    fixed = max((gallery if m.kind in ("map", "mrr") and not m.at else m.at for m in metrics), default=0)
+    by_class = any(m.kind in ("map@r", "r_precision") for m in metrics)
+    need = np.maximum(to_find, fixed) if by_class else np.full(len(to_find), fixed)
+    return np.minimum(need, gallery).astype(np.int64)
 
 
-def score(metric: Metric, relevant: NDArray[np.bool_], to_find: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The metric for each query.
+def score(metric: Metric, hits: Hits, to_find: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The metric for each query; a query without hits has 0.
 
     Args:
         metric: one of ranked relevance.
-        relevant: (Q, k) whether the i-th nearest has the query's label, nearest first.
-        to_find: (Q,) R, how many gallery items have the query's label; at least 1.
+        hits: of every query, at least as deep as the metric looks.
+        to_find: (Q,) R, how many gallery items are relevant; at least 1 wherever the value is to be used.
     """
-    if metric.kind == "recall":
-        return np.asarray(relevant[:, : metric.at].any(axis=1), dtype=np.float64)
-    if metric.kind == "precision":
-        return np.asarray(relevant[:, : metric.at].sum(axis=1) / metric.at)
-    ranks = np.arange(1, relevant.shape[1] + 1)
-    within_r: NDArray[np.bool_] = relevant & (ranks <= to_find[:, None])
-    if metric.kind == "r_precision":
-        return np.asarray(within_r.sum(axis=1) / to_find)
-    assert metric.kind == "map@r"
-    precision = within_r.cumsum(axis=1) / ranks
-    return np.asarray((precision * within_r).sum(axis=1) / to_find)
+    last: NDArray[np.int64] | int = to_find[hits.query] if metric.kind in ("map@r", "r_precision") else metric.at
+    if (metric.kind == "map" and not metric.at) or metric.kind == "mrr":
+        last = np.iinfo(np.int64).max
+    counted = hits.rank <= last
+    query, rank, nth = (part[counted] for part in hits)
+    most = np.maximum(to_find, 1)
+    if metric.kind in ("recall", "mrr"):
+        weights, divisor = np.where(nth == 1, 1.0 if metric.kind == "recall" else 1 / rank, 0.0), np.ones(len(most))
+    elif metric.kind in ("precision", "r_precision"):
+        weights, divisor = np.ones(len(rank)), (most if metric.kind == "r_precision" else np.full(len(most), metric.at))
+    else:
+        weights, divisor = nth / rank, (np.minimum(most, metric.at) if metric.at else most)
+    return np.asarray(np.bincount(query, weights=weights, minlength=len(most)) / divisor)

@@ -8,18 +8,17 @@ from typing import Any
 
 import lightning
 import numpy as np
-from safetensors import SafetensorError
 from torch import nn
 
 import dmlkd
-from dmlkd.config import RunConfig, load_config
+from dmlkd.config import RunConfig
 from dmlkd.data import DataSplits, ImageDataset
 from dmlkd.errors import UserError
 from dmlkd.export import embed
+from dmlkd.files import write_csv, write_json, write_text
 from dmlkd.models import EmbeddingModel
 from dmlkd.retrieval import Scores, evaluate
-from dmlkd.training.building import build, build_test_data
-from dmlkd.training.files import write_csv, write_json, write_text
+from dmlkd.training.building import build
 from dmlkd.training.fitting import FitResult, fit
 
 _RECORDED_VERSIONS = ("torch", "torchvision", "pytorch-metric-learning", "faiss-cpu", "lightning", "numpy")
@@ -96,25 +95,6 @@ def run(config: RunConfig, out: Path) -> RunResult:
     _save_model(model, out / "model")
     write_json(out / "metrics.json", metrics)
     return RunResult(out, metrics, result)
-
-
-def evaluate_run(folder: Path) -> Scores:
-    """Measure the saved model of a run on its test images again.
-
-    Raises:
-        UserError: if the folder is no finished run, or the images are not there any more.
-    """
-    if not folder.is_dir():
-        raise UserError(f"run folder {folder} does not exist")
-    for name in ("config.yaml", "model/config.json", "model/model.safetensors"):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder} is not a finished run: it has no {name}")
-    config, _ = load_config(folder / "config.yaml")
-    try:
-        model = EmbeddingModel.from_pretrained(folder / "model")
-    except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / 'model'} cannot be read as a model: {' '.join(str(error).split())}") from None
-    return _scores(model, build_test_data(config.data), config)
 
 
 def _scores(model: nn.Module, dataset: ImageDataset, config: RunConfig) -> Scores:

@@ -12,7 +12,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from typing_extensions import override
 
-from dmlkd.training.files import write_csv
+from dmlkd.files import write_csv
 
 _EXPECTED = (
     r".*does not have many workers",

@@ -14,7 +14,7 @@ from dmlkd.config import load_config
 from dmlkd.errors import ConfigError, DataError, TrainingError, UserError
 from dmlkd.training import run
 from dmlkd.training.building import build
-from dmlkd.training.running import evaluate_run
+from dmlkd.training.measuring import evaluate_run
 
 SHORT = ["train.epochs=3", "data.image_size=8", "model.backbone_args.width=8", "data.transform=plain"]
 
