@@ -86,15 +86,6 @@ def fit(
     module = EmbeddingModule(model, objective, optimizer=_optimizer(train), epochs=train.epochs)
     shown = progress()
     history = History(out / "log.csv")
-    checkpoint = ModelCheckpoint(
-        dirpath=out / "checkpoints",
-        filename="best",
-        monitor=MONITOR if data.val else None,
-        mode="max",
-        save_top_k=1 if data.val else 0,
-        save_last=True,
-        enable_version_counter=False,
-    )
     with quiet_lightning():
         trainer = Trainer(
             max_epochs=train.epochs,
@@ -102,7 +93,7 @@ def fit(
             devices=1,
             precision=train.precision,
             logger=TensorBoardLogger(out, name="tensorboard", version=""),
-            callbacks=[checkpoint, history, shown, *callbacks],
+            callbacks=[_checkpoint(out / "checkpoints", validated=data.val is not None), history, shown, *callbacks],
             enable_progress_bar=isinstance(shown, ProgressBar),
             log_every_n_steps=1,
             num_sanity_val_steps=0,
@@ -116,6 +107,19 @@ def fit(
         )
     best = max(history.rows, key=lambda row: row[MONITOR])["epoch"] if data.val else None
     return FitResult(history.rows, train.epochs - 1, None if best is None else int(best), out / "checkpoints")
+
+
+def _checkpoint(folder: Path, *, validated: bool) -> ModelCheckpoint:
+    """Keep the last epoch, and with validation the best."""
+    return ModelCheckpoint(
+        dirpath=folder,
+        filename="best",
+        monitor=MONITOR if validated else None,
+        mode="max",
+        save_top_k=1 if validated else 0,
+        save_last=True,
+        enable_version_counter=False,
+    )
 
 
 def _loader(dataset: ImageDataset, train: TrainConfig, workers: int) -> DataLoader[Batch]:

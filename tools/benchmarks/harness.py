@@ -1,5 +1,6 @@
 """What the benchmarks share: made-up embeddings, child processes whose time and peak memory are measured, tables."""
 
+import argparse
 import json
 import os
 import platform
@@ -48,6 +49,16 @@ def measured(work: Callable[[], object], *, repeats: int = 1) -> dict[str, objec
 def _status(key: str) -> float:
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
     return float(line.split()[1])
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The options of every benchmark, and the hidden ones of its child processes."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--out", help="write the figures to this JSON file")
+    for hidden in ("--task", "--folder", "--arguments"):
+        made.add_argument(hidden, help=argparse.SUPPRESS)
+    return made
 
 
 def in_child(script: str, task: str, arrays: dict[str, np.ndarray], **arguments: object) -> dict[str, object]:

@@ -3,28 +3,22 @@
 python tools/benchmarks/retrieval_approximate.py [--rows 1000000] [--queries 10000] [--out result.json]
 """
 
-import argparse
 import json
 from pathlib import Path
 
 import numpy as np
-from harness import in_child, made_up, measured, show
+from harness import in_child, made_up, measured, parser, show
 
 INDEXES = [("exact", None, ""), ("IVF", "IVF4096,Flat", "nprobe=64"), ("HNSW", "HNSW32", "efSearch=128")]
 METRICS = ["recall@1", "recall@10", "map@r"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--queries", type=int, default=10_000)
-    parser.add_argument("--only", default="exact,IVF,HNSW")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out")
-    parser.add_argument("--task", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
-    parser.add_argument("--arguments", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options_of = parser(__doc__)
+    options_of.add_argument("--rows", type=int, default=1_000_000)
+    options_of.add_argument("--queries", type=int, default=10_000)
+    options_of.add_argument("--only", default="exact,IVF,HNSW")
+    options = options_of.parse_args()
     if options.task:
         task(Path(options.folder), **json.loads(options.arguments))
         return

@@ -3,24 +3,18 @@
 python tools/benchmarks/retrieval_memory.py [--rows 25000,50000,100000,200000] [--metrics recall@1,map@r] [--out r.json]
 """
 
-import argparse
 import json
 from pathlib import Path
 
 import numpy as np
-from harness import in_child, made_up, measured, show
+from harness import in_child, made_up, measured, parser, show
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default="25000,50000,100000,200000")
-    parser.add_argument("--metrics", default="recall@1,recall@10,map@r,r_precision")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out")
-    parser.add_argument("--task", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
-    parser.add_argument("--arguments", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options_of = parser(__doc__)
+    options_of.add_argument("--rows", default="25000,50000,100000,200000")
+    options_of.add_argument("--metrics", default="recall@1,recall@10,map@r,r_precision")
+    options = options_of.parse_args()
     if options.task:
         from dmlkd.retrieval import evaluate
 

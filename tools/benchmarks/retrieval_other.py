@@ -3,12 +3,11 @@
 python tools/benchmarks/retrieval_other.py [--sample 2000] [--out result.json]
 """
 
-import argparse
 import json
 from pathlib import Path
 
 import numpy as np
-from harness import in_child, made_up, measured, show
+from harness import in_child, made_up, measured, parser, show
 
 
 def tasks(z, y, sample):
@@ -31,14 +30,9 @@ def tasks(z, y, sample):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sample", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out")
-    parser.add_argument("--task", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
-    parser.add_argument("--arguments", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options_of = parser(__doc__)
+    options_of.add_argument("--sample", type=int, default=2000)
+    options = options_of.parse_args()
     if options.task:
         z, y = (np.load(Path(options.folder) / f"{name}.npy") for name in "zy")
         print(json.dumps(measured(tasks(z, y, **json.loads(options.arguments))[options.task])))

@@ -3,13 +3,12 @@
 python tools/benchmarks/retrieval_peer.py --size sop|cub [--repeats 3] [--out result.json]
 """
 
-import argparse
 import json
 import time
 from pathlib import Path
 
 import numpy as np
-from harness import in_child, made_up, measured, show
+from harness import in_child, made_up, measured, parser, show
 
 SIZES = {
     "sop": {"rows": 60_502, "dims": 128, "classes": 11_316, "largest": 12, "noise": 1.4},
@@ -80,15 +79,10 @@ TASKS = {"raw": raw, "ours": ours, "peer": peer, "equal_clusters": equal_cluster
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="cub")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out")
-    parser.add_argument("--task", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
-    parser.add_argument("--arguments", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options_of = parser(__doc__)
+    options_of.add_argument("--size", choices=SIZES, default="cub")
+    options_of.add_argument("--repeats", type=int, default=3)
+    options = options_of.parse_args()
     if options.task:
         z, y = (np.load(Path(options.folder) / f"{name}.npy") for name in "zy")
         arguments = json.loads(options.arguments)
