@@ -12,6 +12,16 @@ from typing import Any
 from dmlkd.errors import UserError
 
 
+def check_folder(path: Path) -> None:
+    """Refuse a file whose folder is not there: before the work whose result it is to hold.
+
+    Raises:
+        UserError: naming the folder.
+    """
+    if not path.parent.is_dir():
+        raise UserError(f"folder {path.parent} does not exist, so {path.name} cannot be written there")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside a file, which takes the file's place when the block ends without an error.
@@ -29,8 +39,7 @@ def replacing(path: Path) -> Iterator[Path]:
     >>> [file.name for file in folder.iterdir()]
     ['a.txt']
     """
-    if not path.parent.is_dir():
-        raise UserError(f"folder {path.parent} does not exist, so {path.name} cannot be written there")
+    check_folder(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         yield temporary

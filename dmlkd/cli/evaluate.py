@@ -56,6 +56,7 @@ def evaluate(
     if len(given) > 1:
         raise UserError(f"give one of --run, --embeddings and --model, got {' and '.join(given)}")
     _refuse_strays(given[0], labels=labels, gallery=gallery, gallery_labels=gallery_labels, data=data, root=root)
+    _check_outputs(per_query, plot)
     if run is not None:
         source = _of_run(run)
     elif embeddings is not None:
@@ -87,6 +88,18 @@ def _refuse_strays(kind: str, **options: object) -> None:
     for name, value in options.items():
         if value is not None and name not in allowed:
             raise UserError(f"--{name.replace('_', '-')} does not go with {kind}")
+
+
+def _check_outputs(per_query: Path | None, plot: Path | None) -> None:
+    """Refuse names that cannot be written to before anything is measured."""
+    if per_query is not None:
+        from dmlkd.retrieval.files import check_per_query
+
+        check_per_query(per_query)
+    if plot is not None:
+        from dmlkd.cli.plots import check_picture
+
+        check_picture(plot)
 
 
 def _of_run(run: Path) -> _Source:

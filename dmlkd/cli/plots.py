@@ -4,25 +4,37 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dmlkd.errors import UserError
-from dmlkd.files import replacing
+from dmlkd.files import check_folder, replacing
+
+_PICTURES = (".png", ".svg", ".pdf")
+
+
+def check_picture(path: Path) -> None:
+    """Refuse a name that stands for no kind of picture.
+
+    Raises:
+        UserError: unless it ends in .png, .svg or .pdf, in a folder that is there.
+    """
+    if path.suffix not in _PICTURES:
+        raise UserError(f"{path} names no picture: it must end in .png, .svg or .pdf")
+    check_folder(path)
 
 
 def plot_recall(path: Path, rows: Mapping[str, Mapping[str, float]]) -> None:
     """Plot Recall@K over K.
 
     Args:
-        path: of the picture; its ending says what kind, such as .png, .svg or .pdf.
+        path: of the picture; its ending says what kind: .png, .svg or .pdf.
         rows: scores by metric name for each curve's label.
 
     Raises:
-        UserError: if the ending stands for no kind of picture.
+        UserError: if the ending stands for no kind of picture, or its folder is not there.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
+    check_picture(path)
     figure = Figure(figsize=(5, 3.5), layout="constrained")
-    if path.suffix.removeprefix(".") not in figure.canvas.get_supported_filetypes():
-        raise UserError(f"{path} names no picture: it must end in .png, .svg or .pdf")
     axes = figure.subplots()
     for label, scores in rows.items():
         curve = {int(name.partition("@")[2]): value for name, value in scores.items() if name.startswith("recall@")}

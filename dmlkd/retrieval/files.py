@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmlkd.errors import UserError, suggestion
-from dmlkd.files import replacing
+from dmlkd.files import check_folder, replacing
 from dmlkd.retrieval.scores import Scores
 
 _EMBEDDINGS = ("embeddings", "embedding")
@@ -62,6 +62,17 @@ def read_labels(path: Path) -> NDArray[Any]:
     return labels
 
 
+def check_per_query(path: Path) -> None:
+    """Refuse a name that :func:`write_per_query` could not write to.
+
+    Raises:
+        UserError: unless it ends in .parquet, in a folder that is there.
+    """
+    if path.suffix != ".parquet":
+        raise UserError(f"values per query are written as Parquet: {path} must end in .parquet")
+    check_folder(path)
+
+
 def write_per_query(path: Path, scores: Scores) -> None:
     """Write each query's row, class and values as a Parquet file, whole or not at all.
 
@@ -72,8 +83,7 @@ def write_per_query(path: Path, scores: Scores) -> None:
     Raises:
         UserError: if the name ends otherwise, or there are no values.
     """
-    if path.suffix != ".parquet":
-        raise UserError(f"values per query are written as Parquet: {path} must end in .parquet")
+    check_per_query(path)
     if not scores.per_query:
         raise UserError("there are no values per query to write: none of the metrics is a mean over queries")
     import pyarrow as pa

@@ -79,8 +79,11 @@ def run(config: RunConfig, out: Path) -> RunResult:
     reported = "last"
     if result.best_epoch is not None:
         reported = "best"
-        result.load_best(model)
-        by_epoch["best"] = _scores(model, test, config)
+        if result.best_epoch == result.last_epoch:
+            by_epoch["best"] = by_epoch["last"]
+        else:
+            result.load_best(model)
+            by_epoch["best"] = _scores(model, test, config)
     row = result.history[result.last_epoch if result.best_epoch is None else result.best_epoch]
     metrics = {
         "test": dict(by_epoch[reported]),

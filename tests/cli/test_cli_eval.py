@@ -178,3 +178,11 @@ def test_what_is_wrong_is_one_line_with_exit_code_2(dmlkd, files, monkeypatch, a
     assert err.count("\n") == 1
     assert said in err
     assert sorted(files[0].rglob("*")) == before
+
+
+@pytest.mark.parametrize("output", [("--plot", "p.xyz"), ("--per-query", "p.csv"), ("--plot", "nowhere/p.png")])
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_read(dmlkd, output):
+    code, _, err = dmlkd("eval", "--embeddings", "not-there.npz", *output)
+    assert code == 2
+    assert output[1].split("/")[0] in err
+    assert "not-there" not in err
