@@ -4,11 +4,14 @@ Imports torch alone: neither Lightning nor FAISS nor the trainer.
 """
 
 from dmlkd.distill.functional import listwise_kl
+from dmlkd.distill.heads import WiderHeadsTeacher
 from dmlkd.distill.lsd import ListwiseSelfDistillation
+from dmlkd.distill.memory import RememberedTeacher, RowMemory
 from dmlkd.distill.method import DistillationMethod
 from dmlkd.distill.schedules import Constant, Cosine, LinearRamp, Schedule, WarmUp
 from dmlkd.distill.teachers import (
     FrozenTeacher,
+    Lesson,
     MovingAverageTeacher,
     PreviousEpochTeacher,
     SnapshotTeacher,
@@ -20,13 +23,17 @@ __all__ = [
     "Cosine",
     "DistillationMethod",
     "FrozenTeacher",
+    "Lesson",
     "LinearRamp",
     "ListwiseSelfDistillation",
     "MovingAverageTeacher",
     "PreviousEpochTeacher",
+    "RememberedTeacher",
+    "RowMemory",
     "Schedule",
     "SnapshotTeacher",
     "Teacher",
     "WarmUp",
+    "WiderHeadsTeacher",
     "listwise_kl",
 ]

@@ -1,9 +1,10 @@
 """``fit``: one training run in Lightning's Trainer."""
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import Callback, Trainer
@@ -83,7 +84,13 @@ def fit(
         DataError: if there are fewer classes than a batch needs.
     """
     sampler = sampler or build_sampler(data.train, train)
-    module = EmbeddingModule(model, objective, optimizer=_optimizer(train), epochs=train.epochs)
+    module = EmbeddingModule(
+        model,
+        objective,
+        optimizer=_optimizer(train),
+        epochs=train.epochs,
+        metric_loss_lr=train.metric_loss_lr,
+    )
     shown = progress()
     history = History(out / "log.csv")
     with quiet_lightning():
@@ -126,5 +133,5 @@ def _loader(dataset: ImageDataset, train: TrainConfig, workers: int) -> DataLoad
     return DataLoader(dataset, batch_size=train.batch_size, num_workers=workers, persistent_workers=workers > 0)
 
 
-def _optimizer(train: TrainConfig) -> Callable[[Iterable[nn.Parameter]], Optimizer]:
+def _optimizer(train: TrainConfig) -> Callable[[list[dict[str, Any]]], Optimizer]:
     return functools.partial(_OPTIMIZERS[train.optimizer], lr=train.lr, weight_decay=train.weight_decay)
