@@ -87,7 +87,7 @@ def fit(
     module = EmbeddingModule(
         model,
         objective,
-        optimizer=_optimizer(train),
+        optimizer=optimizer(train),
         epochs=train.epochs,
         metric_loss_lr=train.metric_loss_lr,
     )
@@ -133,5 +133,5 @@ def _loader(dataset: ImageDataset, train: TrainConfig, workers: int) -> DataLoad
     return DataLoader(dataset, batch_size=train.batch_size, num_workers=workers, persistent_workers=workers > 0)
 
 
-def _optimizer(train: TrainConfig) -> Callable[[list[dict[str, Any]]], Optimizer]:
+def optimizer(train: TrainConfig) -> Callable[[list[dict[str, Any]]], Optimizer]:
     return functools.partial(_OPTIMIZERS[train.optimizer], lr=train.lr, weight_decay=train.weight_decay)

@@ -119,7 +119,7 @@ def test_it_trains_inside_pytorch_metric_learnings_trainer():
     loss.start_epoch(0, epochs)
 
     def after_iteration(trainer: MetricLossOnly) -> None:
-        total = float(trainer.losses["metric_loss"])
+        total = trainer.losses["metric_loss"].detach().item()
         seen.append((trainer.epoch, loss.objective.weights["lsd"], total))
 
     def after_epoch(trainer: MetricLossOnly) -> None:
