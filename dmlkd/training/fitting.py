@@ -134,4 +134,5 @@ def _loader(dataset: ImageDataset, train: TrainConfig, workers: int) -> DataLoad
 
 
 def optimizer(train: TrainConfig) -> Callable[[list[dict[str, Any]]], Optimizer]:
+    """What makes the optimiser of a training section, from parameter groups."""
     return functools.partial(_OPTIMIZERS[train.optimizer], lr=train.lr, weight_decay=train.weight_decay)

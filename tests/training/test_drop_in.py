@@ -106,6 +106,8 @@ class Counting(PreviousEpochTeacher):
         return super().forward(images)
 
 
+# The trainer's own progress bar turns the loss into a number.
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
 def test_it_trains_inside_pytorch_metric_learnings_trainer():
     trunk = nn.Sequential(nn.Flatten(), nn.Linear(16, 16), nn.ReLU())
     embedder = nn.Linear(16, 4)
