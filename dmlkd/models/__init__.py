@@ -1,6 +1,16 @@
-"""Embedding models: trunk, pooling, linear head, unit length."""
+"""Embedding models: trunk, pooling, linear head, unit length; how their images are prepared."""
 
 from dmlkd.models.backbones import Trunk, backbone_names, build_trunk
 from dmlkd.models.embedding import EmbeddingModel
+from dmlkd.models.fingerprint import fingerprint
+from dmlkd.models.preparing import Preparation, prepared_by
 
-__all__ = ["EmbeddingModel", "Trunk", "backbone_names", "build_trunk"]
+__all__ = [
+    "EmbeddingModel",
+    "Preparation",
+    "Trunk",
+    "backbone_names",
+    "build_trunk",
+    "fingerprint",
+    "prepared_by",
+]

@@ -2,15 +2,21 @@
 
 import contextlib
 import io
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from dmlkd.errors import ConfigError
 from dmlkd.models.backbones import build_trunk
+from dmlkd.models.preparing import ImageLike, Preparation, batches, preparation
+from dmlkd.models.saved import model_folder, reading
 from dmlkd.signals import Need, Signals, unit_length
+
+_OF_THE_HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 
 
 class EmbeddingModel(
@@ -34,6 +40,9 @@ class EmbeddingModel(
             Not kept by ``save_pretrained``: a saved model has weights of its own.
         in_channels: colour channels of the images.
         backbone_args: further arguments of the backbone, such as ``{"width": 64}`` of convnet4.
+
+    Attributes:
+        preparation: how its images are prepared, as its folder said; None: nothing says so.
 
     Raises:
         ConfigError: for an unknown name or a bad number, naming it and what would be right.
@@ -60,6 +69,7 @@ class EmbeddingModel(
             raise ConfigError(f"dim must be at least 1, got {dim}")
         if pool not in ("avg", "max"):
             raise ConfigError(f"pool must be 'avg' or 'max', got {pool!r}")
+        self.preparation: Preparation | None = None
         self.dim = dim
         self.in_channels = in_channels
         self.trunk = build_trunk(backbone, weights=weights, in_channels=in_channels, **(backbone_args or {}))
@@ -69,10 +79,45 @@ class EmbeddingModel(
         self._hub_mixin_config["weights"] = None
 
     @classmethod
-    def _from_pretrained(cls, **arguments: Any) -> "EmbeddingModel":
-        with contextlib.redirect_stdout(io.StringIO()):  # the mixin prints, and standard output is for results
-            model: EmbeddingModel = super()._from_pretrained(**arguments)
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **arguments: Any) -> "EmbeddingModel":
+        """Read a saved model, in eval mode.
+
+        Args:
+            pretrained_model_name_or_path: a folder, or a name on the Hugging Face hub.
+            arguments: of huggingface_hub, such as ``revision``, ``token`` and ``cache_dir``.
+
+        Raises:
+            UserError: in one line, if there is no such folder or name, or what is there cannot be read as a model.
+        """
+        hub = {name: arguments.pop(name) for name in _OF_THE_HUB if name in arguments}
+        folder = model_folder(pretrained_model_name_or_path, **hub)
+        with reading(folder), contextlib.redirect_stdout(io.StringIO()):  # the mixin prints; standard output is ours
+            model: EmbeddingModel = super().from_pretrained(folder, **arguments)
+        model.preparation = preparation(folder)
         return model
+
+    @torch.no_grad()
+    def embed(self, images: Tensor | Sequence[ImageLike], *, batch_size: int = 256) -> Tensor:
+        """Embed images in batches, in eval mode; the mode it was in is put back.
+
+        Args:
+            images: paths, PIL images or (C, H, W) uint8 pixels, mixed as you like, which are read and prepared as
+                ``preparation`` says; or one tensor (N, C, H, W) of floats, which are taken as prepared.
+            batch_size: images at a time.
+
+        Returns:
+            (N, D) embeddings of unit length, on the CPU.
+
+        Raises:
+            UserError: if an image cannot be read, or nothing says how to prepare it.
+        """
+        was_training, device = self.training, self.head.weight.device
+        self.eval()
+        try:
+            parts = [self(part.to(device)).cpu() for part in batches(images, batch_size, self.preparation)]
+            return torch.cat(parts) if parts else torch.empty(0, self.dim)
+        finally:
+            self.train(was_training)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return (B, D) embeddings of unit length, in float32 or wider also under autocast.

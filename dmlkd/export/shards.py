@@ -1,0 +1,122 @@
+"""One file of embeddings: what is in it, in four formats."""
+
+import hashlib
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from dmlkd.errors import UserError
+from dmlkd.export.rows import Identities
+from dmlkd.files import replacing
+
+FileFormat = Literal["safetensors", "parquet", "npy", "npz"]
+DType = Literal["float32", "float16", "int8"]
+
+
+class Encoded(NamedTuple):
+    """Embeddings as they are stored.
+
+    Attributes:
+        embeddings: (n, D) float32, float16 or int8.
+        scale: (n,) float32 by which each row of int8 is to be multiplied; None for floats.
+    """
+
+    embeddings: NDArray[Any]
+    scale: NDArray[np.float32] | None
+
+
+def encode(embeddings: NDArray[np.float32], dtype: DType, dim: int | None = None) -> Encoded:
+    """Cut embeddings to their first dimensions, scaled to unit length again, and round them.
+
+    int8 is round(127 z / max |z|), the largest taken over each row: as all of a row has one scale, cosine similarity
+    can be computed from the integers as they are.
+
+    Args:
+        embeddings: (n, D) of unit length.
+        dtype: "float32", "float16" or "int8".
+        dim: how many dimensions to keep; None: all, untouched.
+
+    >>> encode(np.array([[0.6, -0.8, 0.0]], np.float32), "int8").embeddings
+    array([[  95, -127,    0]], dtype=int8)
+    """
+    if dim is not None and dim < embeddings.shape[1]:
+        cut = embeddings[:, :dim].astype(np.float64)
+        lengths = np.sqrt((cut * cut).sum(axis=1, keepdims=True))
+        embeddings = (cut / np.where(lengths == 0, 1, lengths)).astype(np.float32)
+    if dtype != "int8":
+        return Encoded(embeddings.astype(dtype, copy=False), None)
+    largest = np.abs(embeddings).max(axis=1)
+    scale = np.where(largest == 0, 1, largest / np.float32(127)).astype(np.float32)
+    return Encoded(np.rint(embeddings / scale[:, None]).clip(-127, 127).astype(np.int8), scale)
+
+
+def shard_files(stem: Path, kind: FileFormat) -> list[Path]:
+    """The files of a shard: safetensors and npy, which hold no strings, have the rest in a second one."""
+    main = stem.with_name(f"{stem.name}.{kind}")
+    return [main, stem.with_name(f"{stem.name}.rows.parquet")] if kind in ("safetensors", "npy") else [main]
+
+
+def write_shard(stem: Path, kind: FileFormat, encoded: Encoded, who: Identities) -> list[Path]:
+    """Write one shard, each file whole or not at all; equal contents give equal bytes.
+
+    Args:
+        stem: path without the ending.
+        kind: "safetensors", "parquet", "npy" or "npz".
+        encoded: the embeddings.
+        who: ids, paths and labels.
+
+    Returns:
+        What was written.
+    """
+    files = shard_files(stem, kind)
+    with replacing(files[0]) as temporary:
+        if kind == "parquet":
+            _write_parquet(temporary, encoded, who)
+        elif kind == "npy":
+            np.save(temporary, encoded.embeddings)
+        else:
+            arrays: dict[str, NDArray[Any]] = {"embeddings": np.ascontiguousarray(encoded.embeddings)}
+            if who.labels is not None:
+                arrays["labels"] = np.ascontiguousarray(who.labels)
+            if encoded.scale is not None:
+                arrays["scale"] = encoded.scale
+            if kind == "npz":
+                np.savez(temporary, **arrays, ids=np.array(who.ids, "U"), paths=np.array(who.paths, "U"))  # type: ignore[arg-type]
+            else:
+                save_file(arrays, temporary)
+    for rest in files[1:]:
+        with replacing(rest) as temporary:
+            _write_parquet(temporary, None if kind == "safetensors" else encoded._replace(embeddings=None), who)
+    return files
+
+
+def _write_parquet(path: Path, encoded: Encoded | None, who: Identities) -> None:
+    columns: dict[str, Any] = {"id": pa.array(who.ids, pa.string()), "path": pa.array(who.paths, pa.string())}
+    if who.labels is not None:
+        columns["label"] = pa.array(who.labels)
+    if encoded is not None and encoded.embeddings is not None:
+        flat = np.ascontiguousarray(encoded.embeddings).reshape(-1)
+        columns["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(flat), encoded.embeddings.shape[1])
+    if encoded is not None and encoded.scale is not None:
+        columns["scale"] = pa.array(encoded.scale)
+    # Floats of embeddings are as good as random: neither a dictionary nor compression makes them smaller.
+    small = {name: "zstd" for name in ("id", "path", "label") if name in columns}
+    pq.write_table(pa.table(columns), path, compression=small, use_dictionary=False)
+
+
+def checksum(path: Path) -> dict[str, Any]:
+    """Bytes and SHA-256 of a file.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    try:
+        with path.open("rb") as opened:
+            return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
