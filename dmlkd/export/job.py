@@ -204,4 +204,4 @@ def file_format(out: Path, asked: str | None) -> FileFormat:
     single = _SUFFIXES.get(out.suffix)
     if single is not None and asked not in (None, single):
         raise UserError(f"{out} names a {single} file, the format asked for is {asked}")
-    return single or asked or "parquet"  # type: ignore[return-value]
+    return single or asked or "parquet"

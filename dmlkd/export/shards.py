@@ -1,6 +1,5 @@
 """One file of embeddings: what is in it, in four formats."""
 
-import hashlib
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -10,9 +9,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from dmlkd.errors import UserError
 from dmlkd.export.rows import Identities
-from dmlkd.files import replacing
+from dmlkd.files import replacing, sha256_of
 
 FileFormat = Literal["safetensors", "parquet", "npy", "npz"]
 DType = Literal["float32", "float16", "int8"]
@@ -76,7 +74,7 @@ def write_shard(stem: Path, kind: FileFormat, encoded: Encoded, who: Identities)
     files = shard_files(stem, kind)
     with replacing(files[0]) as temporary:
         if kind == "parquet":
-            _write_parquet(temporary, encoded, who)
+            _write_parquet(temporary, encoded.embeddings, encoded.scale, who)
         elif kind == "npy":
             np.save(temporary, encoded.embeddings)
         else:
@@ -91,32 +89,26 @@ def write_shard(stem: Path, kind: FileFormat, encoded: Encoded, who: Identities)
                 save_file(arrays, temporary)
     for rest in files[1:]:
         with replacing(rest) as temporary:
-            _write_parquet(temporary, None if kind == "safetensors" else encoded._replace(embeddings=None), who)
+            _write_parquet(temporary, None, encoded.scale if kind == "npy" else None, who)
     return files
 
 
-def _write_parquet(path: Path, encoded: Encoded | None, who: Identities) -> None:
+def _write_parquet(
+    path: Path, embeddings: NDArray[Any] | None, scale: NDArray[np.float32] | None, who: Identities
+) -> None:
     columns: dict[str, Any] = {"id": pa.array(who.ids, pa.string()), "path": pa.array(who.paths, pa.string())}
     if who.labels is not None:
         columns["label"] = pa.array(who.labels)
-    if encoded is not None and encoded.embeddings is not None:
-        flat = np.ascontiguousarray(encoded.embeddings).reshape(-1)
-        columns["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(flat), encoded.embeddings.shape[1])
-    if encoded is not None and encoded.scale is not None:
-        columns["scale"] = pa.array(encoded.scale)
+    if embeddings is not None:
+        flat = np.ascontiguousarray(embeddings).reshape(-1)
+        columns["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(flat), embeddings.shape[1])
+    if scale is not None:
+        columns["scale"] = pa.array(scale)
     # Floats of embeddings are as good as random: neither a dictionary nor compression makes them smaller.
     small = {name: "zstd" for name in ("id", "path", "label") if name in columns}
     pq.write_table(pa.table(columns), path, compression=small, use_dictionary=False)
 
 
 def checksum(path: Path) -> dict[str, Any]:
-    """Bytes and SHA-256 of a file.
-
-    Raises:
-        UserError: if it cannot be read.
-    """
-    try:
-        with path.open("rb") as opened:
-            return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    """Bytes and SHA-256 of a file."""
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}

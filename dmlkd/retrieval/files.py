@@ -1,5 +1,7 @@
-"""Embedding files read, and values per query written and read back."""
+"""Embedding files and folders read, and values per query written and read back."""
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -7,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmlkd.errors import UserError, suggestion
-from dmlkd.files import check_folder, replacing
+from dmlkd.files import check_folder, replacing, sha256_of
 from dmlkd.retrieval.scores import Scores
 
 _EMBEDDINGS = ("embeddings", "embedding")
 _LABELS = ("labels", "label")
 _IDS = ("ids", "id")
+_MANIFEST = "manifest.json"
 _SUFFIXES = (".safetensors", ".parquet", ".npz", ".npy")
 
 
@@ -23,29 +26,84 @@ class EmbeddingFile(NamedTuple):
         embeddings: (N, D).
         labels: (N,) class ids, if it has them.
         ids: (N,) identities, if it has them.
+        model: the fingerprint of the network they are of, if a manifest says so.
     """
 
     embeddings: NDArray[Any]
     labels: NDArray[Any] | None
     ids: NDArray[Any] | None
+    model: str | None = None
 
 
 def read_embeddings(path: Path) -> EmbeddingFile:
     """Read embeddings, and labels and identities where the file has them; nothing in it is executed.
 
     Safetensors and npz hold arrays named ``embeddings``, ``labels``, ``ids``; Parquet a list column ``embedding`` and
-    columns ``label``, ``id``; npy the embeddings alone.
+    columns ``label``, ``id``; npy the embeddings alone. ``scale`` multiplies each row. What a file cannot hold may
+    stand in NAME.rows.parquet beside it. A folder that ``dmlkd embed`` wrote is read whole.
 
     Args:
-        path: ending in .safetensors, .parquet, .npz or .npy.
+        path: ending in .safetensors, .parquet, .npz or .npy, or a folder with a manifest.
 
     Raises:
         UserError: if it is not there, of another kind, damaged, or has no embeddings.
     """
+    if not path.is_dir():
+        return _read_file(path)._replace(model=_manifest(path.with_name(f"{path.stem}.{_MANIFEST}")).get("model"))
+    parts = list(read_shards(path))
+    columns = [
+        None if any(column is None for column in same) else np.concatenate(same)
+        for same in zip(*((part.embeddings, part.labels, part.ids) for part in parts), strict=True)
+    ]
+    assert columns[0] is not None
+    return EmbeddingFile(columns[0], columns[1], columns[2], parts[0].model)
+
+
+def read_shards(path: Path) -> Iterator[EmbeddingFile]:
+    """Read a folder of embeddings a shard at a time, or a file at once.
+
+    Args:
+        path: as of :func:`read_embeddings`.
+
+    Raises:
+        UserError: as :func:`read_embeddings`; also for a shard whose checksum is not that of the manifest.
+    """
+    if not path.is_dir():
+        yield read_embeddings(path)
+        return
+    if not (path / _MANIFEST).is_file():
+        raise UserError(f"{path} holds no finished embeddings: it has no {_MANIFEST}")
+    manifest = _manifest(path / _MANIFEST)
+    try:
+        shards = [{str(name): str(known["sha256"]) for name, known in s["files"].items()} for s in manifest["shards"]]
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"{path / _MANIFEST} is not the manifest of embeddings") from None
+    for files in shards:
+        for name, sha256 in files.items():
+            if Path(name).name != name:
+                raise UserError(f"{path / _MANIFEST} names a file outside its folder: {name}")
+            if not (path / name).is_file() or sha256_of(path / name) != sha256:
+                raise UserError(f"{path / name} is missing or not what its manifest says; run dmlkd embed again")
+        yield _read_file(path / next(iter(files)))._replace(model=manifest.get("model"))
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return dict(found)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+
+
+def _read_file(path: Path) -> EmbeddingFile:
     columns = _columns(path)
     found = [_first(columns, names) for names in (_EMBEDDINGS, _LABELS, _IDS)]
     if found[0] is None:
         raise UserError(f"{path} has no 'embeddings'; it has {', '.join(sorted(columns)) or 'nothing'}")
+    if "scale" in columns:
+        found[0] = found[0] * columns["scale"][:, None]
     return EmbeddingFile(found[0], found[1], found[2])
 
 
@@ -118,8 +176,9 @@ def _columns(path: Path) -> dict[str, NDArray[Any]]:
     if not path.is_file():
         near = suggestion(path.name, [p.name for p in path.parent.glob("*")]) if path.parent.is_dir() else ""
         raise UserError(f"{path} does not exist{near if near.startswith('; did') else ''}")
+    beside = path.with_name(f"{path.stem}.rows.parquet")
     try:
-        return _read(path)
+        return _read(path) | (_read(beside) if path.suffix in (".npy", ".safetensors") and beside.is_file() else {})
     except Exception as error:
         if isinstance(error, UserError):
             raise
