@@ -9,6 +9,7 @@ from dmlkd import __version__
 from dmlkd.cli.compare import compare
 from dmlkd.cli.embed import embed
 from dmlkd.cli.evaluate import evaluate
+from dmlkd.cli.index import index
 from dmlkd.cli.train import train
 from dmlkd.errors import UserError
 
@@ -25,6 +26,7 @@ app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("compare")(compare)
 app.command("embed")(embed)
+app.add_typer(index, name="index")
 
 
 def main() -> None:

@@ -178,7 +178,7 @@ def test_an_embedding_that_is_not_finite_is_refused_by_row(tmp_path, tree):
 
 def command(run: Path, tree: Path, out: Path) -> list[str]:
     table = str(tree / "table.csv")
-    options = ["--run", str(run), "--data", table, "--out", str(out), "--shard-rows", "4", "--batch-size", "2"]
+    options = ["--model", str(run), "--data", table, "--out", str(out), "--shard-rows", "4", "--batch-size", "2"]
     return [sys.executable, "-m", "dmlkd", "embed", *options]
 
 
@@ -188,7 +188,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path):
     run = saved(tmp_path)
     subprocess.run(command(run, tmp_path / "images", tmp_path / "whole"), check=True, timeout=300)
     out = tmp_path / "out"
-    for shards in (0, 1, 20, 60, 99):  # killed as soon as so many are there
+    for shards in (0, 1, 20, 60, 90):  # killed as soon as so many are there
         process = subprocess.Popen(command(run, tmp_path / "images", out), stdout=subprocess.DEVNULL)
         while process.poll() is None and len(list(out.glob("*.done.json"))) <= shards:
             time.sleep(0.001)
