@@ -9,6 +9,7 @@ from dmlkd import __version__
 from dmlkd.cli.compare import compare
 from dmlkd.cli.embed import embed
 from dmlkd.cli.evaluate import evaluate
+from dmlkd.cli.export import export
 from dmlkd.cli.index import index
 from dmlkd.cli.train import train
 from dmlkd.errors import UserError
@@ -26,6 +27,7 @@ app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("compare")(compare)
 app.command("embed")(embed)
+app.command("export")(export)
 app.add_typer(index, name="index")
 
 

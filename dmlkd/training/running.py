@@ -15,6 +15,7 @@ from dmlkd.config import RunConfig
 from dmlkd.data import DataSplits, ImageDataset
 from dmlkd.errors import UserError
 from dmlkd.export import embed
+from dmlkd.export.card import model_card
 from dmlkd.files import write_csv, write_json, write_text
 from dmlkd.models import EmbeddingModel
 from dmlkd.retrieval import Scores, evaluate
@@ -96,6 +97,7 @@ def run(config: RunConfig, out: Path) -> RunResult:
         "versions": {"dmlkd": dmlkd.__version__, **{name: version(name) for name in _RECORDED_VERSIONS}},
     }
     _save_model(model, out / "model")
+    write_text(out / "model" / "README.md", model_card(model, metrics, config.to_yaml()))
     write_json(out / "metrics.json", metrics)
     return RunResult(out, metrics, result)
 
