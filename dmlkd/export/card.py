@@ -21,7 +21,7 @@ tags:
 
 # Embedding model
 
-Images in, {dim} numbers of unit length out: alike where the images show the same class, also classes it was not trained on.
+Images in, {dim} numbers of unit length out, alike where the images show the same class: also classes it never saw.
 
 ```python
 from dmlkd import EmbeddingModel

@@ -73,7 +73,8 @@ class Place:
         self.out = out
         self.single = _SUFFIXES.get(out.suffix)
         self._base = out.with_suffix("") if self.single else out / "part"
-        name = f"{self._base.name}." if self.single else ""
+        # Readers of folders of Parquet, such as PyArrow's, pass over what begins with an underscore.
+        name = f"{out.name}." if self.single else "_"
         self.manifest = self._base.with_name(f"{name}manifest.json")
         self.job = self._base.with_name(f"{name}job.json")
 
@@ -83,8 +84,8 @@ class Place:
 
     def record(self, shard: int) -> Path:
         """What says that a shard is finished."""
-        stem = self.stem(shard)
-        return stem.with_name(f"{stem.name}.done.json")
+        name = f"{self.out.name}." if self.single else f"_{self.stem(shard).name}."
+        return self._base.with_name(f"{name}done.json")
 
     def open(self, job: Job) -> None:
         """Take up a job that was begun here, or begin it.

@@ -56,7 +56,7 @@ def encode(embeddings: NDArray[np.float32], dtype: DType, dim: int | None = None
 def shard_files(stem: Path, kind: FileFormat) -> list[Path]:
     """The files of a shard: safetensors and npy, which hold no strings, have the rest in a second one."""
     main = stem.with_name(f"{stem.name}.{kind}")
-    return [main, stem.with_name(f"{stem.name}.rows.parquet")] if kind in ("safetensors", "npy") else [main]
+    return [main, stem.with_name(f"{main.name}.rows.parquet")] if kind in ("safetensors", "npy") else [main]
 
 
 def write_shard(stem: Path, kind: FileFormat, encoded: Encoded, who: Identities) -> list[Path]:

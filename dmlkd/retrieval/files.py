@@ -15,7 +15,7 @@ from dmlkd.retrieval.scores import Scores
 _EMBEDDINGS = ("embeddings", "embedding")
 _LABELS = ("labels", "label")
 _IDS = ("ids", "id")
-_MANIFEST = "manifest.json"
+_MANIFEST = "_manifest.json"
 _SUFFIXES = (".safetensors", ".parquet", ".npz", ".npy")
 
 
@@ -40,7 +40,7 @@ def read_embeddings(path: Path) -> EmbeddingFile:
 
     Safetensors and npz hold arrays named ``embeddings``, ``labels``, ``ids``; Parquet a list column ``embedding`` and
     columns ``label``, ``id``; npy the embeddings alone. ``scale`` multiplies each row. What a file cannot hold may
-    stand in NAME.rows.parquet beside it. A folder that ``dmlkd embed`` wrote is read whole.
+    stand in FILE.rows.parquet beside it. A folder that ``dmlkd embed`` wrote is read whole.
 
     Args:
         path: ending in .safetensors, .parquet, .npz or .npy, or a folder with a manifest.
@@ -49,7 +49,7 @@ def read_embeddings(path: Path) -> EmbeddingFile:
         UserError: if it is not there, of another kind, damaged, or has no embeddings.
     """
     if not path.is_dir():
-        return _read_file(path)._replace(model=_manifest(path.with_name(f"{path.stem}.{_MANIFEST}")).get("model"))
+        return _read_file(path)._replace(model=_manifest(path.with_name(f"{path.name}.manifest.json")).get("model"))
     parts = list(read_shards(path))
     columns = [
         None if any(column is None for column in same) else np.concatenate(same)
@@ -176,7 +176,7 @@ def _columns(path: Path) -> dict[str, NDArray[Any]]:
     if not path.is_file():
         near = suggestion(path.name, [p.name for p in path.parent.glob("*")]) if path.parent.is_dir() else ""
         raise UserError(f"{path} does not exist{near if near.startswith('; did') else ''}")
-    beside = path.with_name(f"{path.stem}.rows.parquet")
+    beside = path.with_name(f"{path.name}.rows.parquet")
     try:
         return _read(path) | (_read(beside) if path.suffix in (".npy", ".safetensors") and beside.is_file() else {})
     except Exception as error:

@@ -48,10 +48,10 @@ def test_every_row_comes_once_in_the_order_of_the_table(tmp_path, tree, files, d
     assert found.labels.tolist() == [row["label"] for row in listed]
     np.testing.assert_allclose(found.embeddings, z, atol={"float32": 1e-6, "float16": 1e-3, "int8": 5e-3}[dtype])
     assert found.model == fingerprint(model)
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    manifest = json.loads((tmp_path / "out" / "_manifest.json").read_text())
     assert [(s["start"], s["stop"]) for s in manifest["shards"]] == [(0, 5), (5, 10), (10, 15), (15, 20), (20, 23)]
     named = {name for shard in manifest["shards"] for name in shard["files"]}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == named | {"manifest.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == named | {"_manifest.json"}
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "safetensors", "npy", "npz"])
@@ -73,6 +73,12 @@ def test_parquet_has_the_columns_that_databases_take(tmp_path, tree):
     assert table.column_names == ["id", "path", "label", "embedding"]
     assert str(table.schema.field("embedding").type) == "fixed_size_list<element: float>[8]"
     assert table["path"].to_pylist() == [row["path"] for row in listed]
+
+
+def test_pyarrow_reads_a_folder_of_shards_in_order(tmp_path, tree):
+    model, rows, _, listed = tree
+    embed_to(model, rows, tmp_path / "out", shard_rows=4)
+    assert pq.read_table(tmp_path / "out")["id"].to_pylist() == [row["id"] for row in listed]
 
 
 def test_rows_without_labels_have_no_label_column(tmp_path):
@@ -112,7 +118,7 @@ def test_processes_that_share_the_work_give_the_files_of_one(tmp_path, tree):
     model, rows, _, _ = tree
     embed_to(model, rows, tmp_path / "one", shard_rows=4)
     assert not embed_to(model, rows, tmp_path / "two", shard_rows=4, share=(1, 2))
-    assert not (tmp_path / "two" / "manifest.json").exists()
+    assert not (tmp_path / "two" / "_manifest.json").exists()
     assert embed_to(model, rows, tmp_path / "two", shard_rows=4, share=(0, 2))
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 

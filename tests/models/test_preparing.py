@@ -95,7 +95,9 @@ def test_a_name_that_the_hub_does_not_give_is_one_clear_line(monkeypatch):
         raise LocalEntryNotFoundError("no\nconnection")
 
     monkeypatch.setattr(places, "snapshot_download", fails)
-    with pytest.raises(UserError, match="^owner/model is no folder here, and no model of the hub that can be read: no"):
+    with pytest.raises(
+        UserError, match=r"^owner/model is no folder here, and no model of the hub that can be read: no"
+    ):
         EmbeddingModel.from_pretrained("owner/model")
 
 
@@ -113,7 +115,7 @@ def test_a_damaged_model_is_one_clear_line(run):
     with pytest.raises(UserError, match="cannot be read as a model"):
         EmbeddingModel.from_pretrained(run)
     file.unlink()
-    with pytest.raises(UserError, match="is no saved model: it has no model.safetensors"):
+    with pytest.raises(UserError, match=r"is no saved model: it has no model\.safetensors"):
         EmbeddingModel.from_pretrained(run)
 
 

@@ -21,7 +21,7 @@ def embeddings(folder, rows=slice(None), name="e", model=None):
     path = folder / f"{name}.npz"
     np.savez(path, embeddings=Z[rows], ids=IDS[rows])
     if model is not None:
-        (folder / f"{name}.manifest.json").write_text(json.dumps({"model": model}))
+        (folder / f"{name}.npz.manifest.json").write_text(json.dumps({"model": model}))
     return path
 
 
