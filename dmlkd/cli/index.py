@@ -28,7 +28,8 @@ def build(
     like: Annotated[Path | None, typer.Option(help="Index folder whose training to take over.")] = None,
 ) -> None:
     """Build an index of embeddings."""
-    from dmlkd.retrieval.index import SearchIndex, build_index
+    from dmlkd.retrieval.index import SearchIndex
+    from dmlkd.retrieval.indexing import build_index
 
     build_index(
         embeddings,
@@ -138,7 +139,7 @@ def _show(names: list[str], found: "Nearest", out: Path | None, *, json: bool) -
 @index.command()
 def add(folder: Folder, embeddings: Embeddings) -> None:
     """Add embeddings of the same model."""
-    from dmlkd.retrieval.index import add_rows
+    from dmlkd.retrieval.indexing import add_rows
 
     print(f"{add_rows(folder, embeddings)} rows added: {folder}")
 
@@ -150,7 +151,7 @@ def remove(
     file: Annotated[Path | None, typer.Option("--ids", help="Text file with an id a line.")] = None,
 ) -> None:
     """Remove rows by id."""
-    from dmlkd.retrieval.index import remove_rows
+    from dmlkd.retrieval.indexing import remove_rows
 
     wanted = list(ids or [])
     if file is not None:

@@ -6,6 +6,7 @@ processes on one folder need nothing but the folder between them.
 
 import hashlib
 import json
+import re
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -75,6 +76,9 @@ class Place:
         self._base = out.with_suffix("") if self.single else out / "part"
         # Readers of folders of Parquet, such as PyArrow's, pass over what begins with an underscore.
         name = f"{out.name}." if self.single else "_"
+        names = rf"{re.escape(out.stem)}|{re.escape(out.name)}\.(rows|done|job)" if self.single else r"_?part-.+|_job"
+        # Temporary files of processes that were killed.
+        self._left_over = re.compile(rf"\.({names})\.\d+\.tmp\.\w+")
         self.manifest = self._base.with_name(f"{name}manifest.json")
         self.job = self._base.with_name(f"{name}job.json")
 
@@ -94,21 +98,28 @@ class Place:
             UserError: if another job's files are here, or something that is no job's.
         """
         asked = {"format": FORMAT, **asdict(job)}
-        for file in (self.manifest, self.job):
-            if file.is_file():
-                _refuse_another(self.out, {k: v for k, v in read_json(file).items() if k != "shards"}, asked)
-                return
+        if self._begun(asked):
+            return
         if self.single:
             check_folder(self.out)
-            if self.out.exists():
-                raise UserError(f"{self.out} is already there; choose another name")
-        elif self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-            raise UserError(f"{self.out} is already there and holds no embeddings of this job; choose another folder")
+        taken = self.out.exists() and not (
+            self.out.is_dir() and all(path.name.startswith(".") for path in self.out.iterdir())
+        )
+        # Another process of the same job may have begun it just now: so it is looked for once more.
+        if taken and not self._begun(asked):
+            raise UserError(f"{self.out} is already there and holds no embeddings of this job; choose another name")
         try:
             self.job.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{self.out} cannot be written: {error.strerror}") from None
         write_json(self.job, asked)
+
+    def _begun(self, asked: dict[str, Any]) -> bool:
+        for file in (self.manifest, self.job):
+            if file.is_file():
+                _refuse_another(self.out, read_json(file), asked)
+                return True
+        return False
 
     def finished(self, job: Job, shard: int) -> bool:
         """Whether a shard is here, and unharmed."""
@@ -146,8 +157,9 @@ class Place:
         for shard in range(job.shards):
             self.record(shard).unlink(missing_ok=True)
         self.job.unlink(missing_ok=True)
-        for left in self.manifest.parent.glob(f".{self._base.name}*.tmp*"):  # of processes that were killed
-            left.unlink(missing_ok=True)
+        for left in self.manifest.parent.iterdir():
+            if self._left_over.fullmatch(left.name):
+                left.unlink(missing_ok=True)
         return True
 
 

@@ -31,8 +31,8 @@ class Encoded(NamedTuple):
 def encode(embeddings: NDArray[np.float32], dtype: DType, dim: int | None = None) -> Encoded:
     """Cut embeddings to their first dimensions, scaled to unit length again, and round them.
 
-    int8 is round(127 z / max(abs(z))), the largest taken over each row: as all of a row has one scale, cosine similarity
-    can be computed from the integers as they are.
+    int8 is round(127 z / max(abs(z))), the largest taken over each row: as all of a row has one scale, cosine
+    similarity can be computed from the integers as they are.
 
     Args:
         embeddings: (n, D) of unit length.

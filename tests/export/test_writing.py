@@ -138,6 +138,37 @@ def test_a_finished_shard_is_kept_and_a_damaged_one_made_again(tmp_path, tree):
     assert (tmp_path / "out" / "part-000000.parquet").stat().st_ino == kept
 
 
+def test_what_a_killed_process_left_is_cleared_and_nothing_else(tmp_path, tree):
+    model, rows, _, _ = tree
+    embed_to(model, rows, tmp_path / "out", shard_rows=4, share=(1, 2))
+    (tmp_path / "out" / ".part-000000.77.tmp.parquet").write_text("half")
+    (tmp_path / "out" / "._part-000000.done.77.tmp.json").write_text("half")
+    (tmp_path / "out" / ".mine").write_text("mine")
+    assert embed_to(model, rows, tmp_path / "out", shard_rows=4)
+    assert [path.name for path in (tmp_path / "out").glob(".*")] == [".mine"]
+    (tmp_path / ".e.77.tmp.parquet").write_text("half")
+    (tmp_path / ".e.npy.rows.77.tmp.parquet").write_text("another job's")
+    assert embed_to(model, rows, tmp_path / "e.parquet")
+    assert [path.name for path in tmp_path.glob(".*")] == [".e.npy.rows.77.tmp.parquet"]
+
+
+def test_a_process_that_comes_while_another_begins_the_job_joins_it(tmp_path, tree, monkeypatch):
+    from dmlkd.export.job import Place
+
+    model, rows, _, _ = tree
+    looked = Place._begun
+
+    def first_look_was_too_early(self, asked, seen=[]):  # noqa: B006
+        if seen:
+            return looked(self, asked)
+        seen.append(1)
+        embed_to(model, rows, tmp_path / "out", shard_rows=4, share=(1, 2))
+        return False
+
+    monkeypatch.setattr(Place, "_begun", first_look_was_too_early)
+    assert embed_to(model, rows, tmp_path / "out", shard_rows=4, share=(0, 2))
+
+
 def test_another_job_is_refused(tmp_path, tree):
     model, rows, _, _ = tree
     embed_to(model, rows, tmp_path / "out", shard_rows=4)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from dmlkd.errors import UserError
-from dmlkd.retrieval.index import Nearest, SearchIndex, add_rows, build_index, remove_rows
+from dmlkd.retrieval.index import Nearest, SearchIndex
+from dmlkd.retrieval.indexing import add_rows, build_index, remove_rows
 from dmlkd.retrieval.sharded import ShardedIndex, merge_nearest
 
 RNG = np.random.default_rng(0)
@@ -177,7 +178,7 @@ def test_rows_and_queries_that_do_not_fit_are_refused(tmp_path):
 def test_a_change_that_fails_half_way_leaves_the_index_as_it_was(tmp_path, monkeypatch):
     folder = built(tmp_path, slice(0, 500))
     before = SearchIndex(folder).search(QUERIES, 3).ids
-    monkeypatch.setattr("dmlkd.retrieval.index.write_json", lambda *_: (_ for _ in ()).throw(OSError("killed")))
+    monkeypatch.setattr("dmlkd.retrieval.indexing.write_json", lambda *_: (_ for _ in ()).throw(OSError("killed")))
     with pytest.raises(OSError, match="killed"):
         add_rows(folder, embeddings(tmp_path, slice(500, 600)))
     assert (SearchIndex(folder).search(QUERIES, 3).ids == before).all()

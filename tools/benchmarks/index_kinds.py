@@ -44,7 +44,8 @@ def main() -> None:
 
 
 def task(folder: Path, *, factory: str, search: str) -> dict[str, object]:
-    from dmlkd.retrieval.index import SearchIndex, build_index
+    from dmlkd.retrieval.index import SearchIndex
+    from dmlkd.retrieval.indexing import build_index
 
     rows = np.load(folder / "rows.npy", mmap_mode="r")
     np.savez(folder / "e.npz", embeddings=rows, ids=np.array([f"{n}" for n in range(len(rows))]))
