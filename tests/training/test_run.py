@@ -40,7 +40,9 @@ def test_the_folder_holds_what_the_docs_say(finished):
         "checkpoints/best.ckpt",
         "model/config.json",
         "model/model.safetensors",
+        "model/README.md",
     } <= names
+    assert f"{100 * result.metrics['test']['map@r']:.2f}" in (result.folder / "model" / "README.md").read_text()
     assert any(name.startswith("tensorboard/events") for name in names)
     assert not any("tmp" in name for name in names)
 
