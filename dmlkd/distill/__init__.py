@@ -3,7 +3,8 @@
 Imports torch alone: neither Lightning nor FAISS nor the trainer.
 """
 
-from dmlkd.distill.functional import listwise_kl
+from dmlkd.distill.diffusion import OnlineBatchDiffusion, diffused_lists
+from dmlkd.distill.functional import divergence_from_lists, listwise_divergence
 from dmlkd.distill.lsd import ListwiseSelfDistillation
 from dmlkd.distill.method import DistillationMethod
 from dmlkd.distill.schedules import Constant, Cosine, LinearRamp, Schedule, WarmUp
@@ -23,10 +24,13 @@ __all__ = [
     "LinearRamp",
     "ListwiseSelfDistillation",
     "MovingAverageTeacher",
+    "OnlineBatchDiffusion",
     "PreviousEpochTeacher",
     "Schedule",
     "SnapshotTeacher",
     "Teacher",
     "WarmUp",
-    "listwise_kl",
+    "diffused_lists",
+    "divergence_from_lists",
+    "listwise_divergence",
 ]
