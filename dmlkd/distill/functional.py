@@ -194,6 +194,7 @@ class _ListDivergence(torch.autograd.Function):
         block = options.block or max(1, _ENTRIES // size)
         squared = options.comparison == "squared"
         tau = 1.0 if squared else options.temperature
+        may_be_empty = rows is not None and not options.include_self
         loss = student.new_zeros(())
         gradient = torch.zeros_like(student) if with_gradient else None
         for start in range(0, size, block):
@@ -211,12 +212,12 @@ class _ListDivergence(torch.autograd.Function):
             else:
                 if teacher is not None:
                     earlier = _similarity(teacher, part, scale)
-                    t, log_t = _lists(earlier, mask, options.temperature)
+                    t, log_t = _lists(earlier, mask, options.temperature, may_be_empty)
                 else:
                     assert target is not None
                     t = target[part].to(similarity.dtype)
                     log_t = t.clamp_min(torch.finfo(t.dtype).tiny).log_()
-                s, log_s = _lists(similarity, mask, options.temperature)
+                s, log_s = _lists(similarity, mask, options.temperature, may_be_empty)
                 value, slope = _compared(options.comparison, s, log_s, t.to(s.dtype), log_t.to(s.dtype))
             loss = loss + value
             if gradient is not None:
@@ -242,15 +243,17 @@ def _similarity(z: Tensor, part: slice, scale: Tensor | None) -> Tensor:
     return similarity if scale is None else similarity.mul_(scale)
 
 
-def _lists(similarity: Tensor, mask: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
+def _lists(similarity: Tensor, mask: Tensor | None, temperature: float, may_be_empty: bool) -> tuple[Tensor, Tensor]:
     """Each row as a distribution, and its logarithm: 0, and a finite number, where the mask leaves a pair out."""
     similarity = similarity.div_(temperature)
-    if mask is None:
-        log = torch.log_softmax(similarity, dim=1)
-        return log.exp(), log
-    # Not -inf: the difference of two of these is 0, and 0 times one of them too.
-    log = torch.log_softmax(similarity.masked_fill_(mask, torch.finfo(similarity.dtype).min / 2), dim=1)
-    return log.exp().masked_fill_(mask, 0), log
+    if mask is not None:
+        # Not -inf: the difference of two of these is 0, and 0 times one of them too.
+        similarity = similarity.masked_fill_(mask, torch.finfo(similarity.dtype).min / 2)
+    log = torch.log_softmax(similarity, dim=1)
+    lists = log.exp()
+    if mask is not None and may_be_empty:  # the softmax of an empty row is uniform
+        lists = lists.masked_fill_(mask, 0)
+    return lists, log
 
 
 def _compared(comparison: Comparison, s: Tensor, log_s: Tensor, t: Tensor, log_t: Tensor) -> tuple[Tensor, Tensor]:
