@@ -106,7 +106,11 @@ def _source(config: DataConfig) -> _Source:
 def build_sampler(dataset: ImageDataset, train: TrainConfig) -> ClassBalancedBatchSampler:
     """The batches that a training section asks for."""
     return ClassBalancedBatchSampler(
-        dataset.targets, batch_size=train.batch_size, per_class=train.per_class, seed=train.seed
+        dataset.targets,
+        batch_size=train.batch_size,
+        per_class=train.per_class,
+        seed=train.seed,
+        replacement=train.sampler == "published",
     )
 
 
