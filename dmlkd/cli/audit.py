@@ -39,11 +39,10 @@ def audit(
 
 
 def _print(found: "RunAudit", columns: "dict[str, list[object]]", top: int) -> None:
+    import numpy as np
     from rich import box
     from rich.console import Console
     from rich.table import Table
-
-    from dmlkd.retrieval.audit import detection
 
     if top:
         title = "Labels that the nearest neighbours contradict most; score from -1 (for the label) to 1 (against it)"
@@ -57,11 +56,9 @@ def _print(found: "RunAudit", columns: "dict[str, list[object]]", top: int) -> N
     scores = found.audit.score
     above = ", ".join(f"{int((scores > bound).sum())} above {bound}" for bound in (0, 0.5, 0.9))
     print(f"scores of {len(scores)} training images: {above}")
-    alone = int((scores != scores).sum())  # NaN
-    if alone:
+    if alone := int(np.isnan(scores).sum()):
         print(f"not judged: {alone} images that are alone in their class")
-    if found.wrong is not None:
-        measured = detection(scores, found.wrong)
+    if measured := found.found():
         print(
             f"the run made {measured.wrong} labels wrong: of the {measured.wrong} highest scores "
             f"{100 * measured.precision:.1f} % are among them, AUROC {measured.auroc:.4f}"

@@ -8,7 +8,7 @@ from torch.utils.data import Sampler
 
 from dmlkd.errors import ConfigError, DataError
 
-Rows = NDArray[np.int64]
+Integers = NDArray[np.int64]
 
 
 class ClassBalancedBatchSampler(Sampler[list[int]]):
@@ -50,7 +50,7 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
 
     def __init__(
         self,
-        labels: Rows,
+        labels: Integers,
         *,
         batch_size: int,
         per_class: int,
@@ -112,7 +112,7 @@ def _check_numbers(batch_size: int, per_class: int, num_replicas: int, rank: int
         raise ConfigError(f"rank must be at least 0 and below num_replicas = {num_replicas}, got {rank}")
 
 
-def _batches_without_replacement(counts: Rows, classes: int, per_class: int) -> int:
+def _batches_without_replacement(counts: Integers, classes: int, per_class: int) -> int:
     """The largest T with sum(min(groups, T)) >= T * classes: what taking the fullest first attains."""
     if len(counts) < classes:
         raise DataError(
@@ -138,7 +138,7 @@ def _batches_with_replacement(images: int, batch_size: int) -> int:
 
 
 def _drawn_without_replacement(
-    rows: list[Rows], batches: int, classes: int, per_class: int, rng: np.random.Generator
+    rows: list[Integers], batches: int, classes: int, per_class: int, rng: np.random.Generator
 ) -> Iterator[list[int]]:
     shuffled = [rng.permutation(own) for own in rows]
     left = np.array([max(len(own) // per_class, 1) for own in rows])
@@ -153,7 +153,7 @@ def _drawn_without_replacement(
 
 
 def _drawn_with_replacement(
-    rows: list[Rows], batches: int, classes: int, per_class: int, rng: np.random.Generator
+    rows: list[Integers], batches: int, classes: int, per_class: int, rng: np.random.Generator
 ) -> Iterator[list[int]]:
     for _ in range(batches):
         chosen = rng.integers(len(rows), size=classes)

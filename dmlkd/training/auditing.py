@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dmlkd.errors import UserError
 from dmlkd.export import embed
-from dmlkd.retrieval.audit import LabelAudit, audit_labels
+from dmlkd.retrieval.audit import Detection, LabelAudit, audit_labels, detection
 from dmlkd.training.building import build_training_images
 from dmlkd.training.loading import load_run
 
@@ -50,6 +50,13 @@ class RunAudit(NamedTuple):
             columns["made_wrong"] = self.wrong[order].tolist()
         return columns
 
+    def found(self) -> Detection | None:
+        """How many of the labels made wrong the scores find; None where there are none, or no others, to find."""
+        if self.wrong is None:
+            return None
+        judged = self.wrong[~np.isnan(self.audit.score)]
+        return None if judged.all() or not judged.any() else detection(self.audit.score, self.wrong)
+
 
 def audit_run(folder: Path, *, k: int = 100, temperature: float = 0.05) -> RunAudit:
     """Audit the training labels of a run with its saved model, the images prepared as for testing.
@@ -82,7 +89,10 @@ def _check_recorded(path: Path, rows: NDArray[np.int64], labels: NDArray[np.int6
     """Refuse labels that are not those the run recorded when it made some wrong."""
     if not path.is_file():
         raise UserError(f"{path.parent} is not a finished run: it has no {path.name}")
-    with path.open(encoding="utf-8", newline="") as file:
-        recorded = [(row.get("row"), row.get("label")) for row in csv.DictReader(file)]
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            recorded = [(row.get("row"), row.get("label")) for row in csv.DictReader(file)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
     if recorded != [(str(row), str(label)) for row, label in zip(rows, labels, strict=True)]:
         raise UserError(f"{path} does not fit the training images: they are not those the run was trained on")

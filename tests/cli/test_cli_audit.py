@@ -1,6 +1,7 @@
 """``dmlkd audit`` as a user meets it."""
 
 import csv
+import inspect
 import sys
 from pathlib import Path
 
@@ -10,8 +11,11 @@ import pytest
 import torch
 
 from dmlkd.cli import main
+from dmlkd.cli.audit import audit
 from dmlkd.config import load_config
 from dmlkd.models import EmbeddingModel
+from dmlkd.retrieval.audit import audit_labels
+from dmlkd.training.auditing import audit_run
 from dmlkd.training.building import build_data
 from dmlkd.training.running import _record_noise
 
@@ -75,6 +79,14 @@ def test_the_table_can_be_parquet_elsewhere_and_nothing_need_be_shown(dmlkd, tmp
     assert str(table.schema.field("score").type) == "double"
     assert sorted(table.column("row").to_pylist()) == list(range(901))
     assert not (folder / "label_audit.csv").exists()
+
+
+def test_the_command_asks_as_many_neighbours_as_the_function():
+    defaults = [
+        [inspect.signature(function).parameters[name].default for name in ("k", "temperature")]
+        for function in (audit, audit_run, audit_labels)
+    ]
+    assert defaults[0] == defaults[1] == defaults[2]
 
 
 WRONG = {

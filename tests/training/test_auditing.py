@@ -9,9 +9,9 @@ import pytest
 from dmlkd import EmbeddingModel, embed
 from dmlkd.config import load_config
 from dmlkd.errors import UserError
-from dmlkd.retrieval.audit import audit_labels, detection
+from dmlkd.retrieval.audit import LabelAudit, audit_labels, detection
 from dmlkd.training import run
-from dmlkd.training.auditing import audit_run
+from dmlkd.training.auditing import RunAudit, audit_run
 from dmlkd.training.building import build_data, build_training_images
 
 SHORT = ["train.epochs=1", "data.image_size=8", "model.backbone_args.width=8", "data.transform=handwriting"]
@@ -46,7 +46,8 @@ def test_the_labels_are_those_trained_with_and_the_wrong_ones_those_recorded(noi
     images = build_training_images(config.data, seed=3).images
     expected = audit_labels(embed(EmbeddingModel.from_pretrained(folder / "model"), images), images.labels)
     assert found.audit.score == pytest.approx(expected.score)
-    assert detection(found.audit.score, found.wrong).auroc > 0.7  # chance is 0.5
+    assert found.found() == detection(found.audit.score, found.wrong)
+    assert found.found().auroc > 0.7  # chance is 0.5
 
 
 def test_the_table_is_sorted_and_says_what_was_made_wrong(noisy):
@@ -71,11 +72,31 @@ def test_a_run_without_noise_has_no_known_wrong_labels(tmp_path):
     assert len(found.labels) == 901
 
 
+def test_where_nothing_or_everything_judged_is_wrong_nothing_is_measured():
+    audit = LabelAudit(np.array([0.5, np.nan]), np.zeros(2, int), np.zeros(2), np.zeros(2))
+    for wrong, measured in (([False, True], None), ([True, False], None), (None, None)):
+        known = None if wrong is None else np.array(wrong)
+        assert RunAudit(audit, np.array(["a", "b"]), np.zeros(2, int), {0: "x"}, known).found() is measured
+    pair = audit._replace(score=np.array([0.5, 0.1]))
+    assert RunAudit(pair, np.array(["a", "b"]), np.zeros(2, int), {0: "x"}, np.array([True, False])).found() == (
+        1,
+        1,
+        1,
+    )
+
+
+def test_an_image_alone_in_its_class_has_an_empty_score_at_the_end():
+    audit = LabelAudit(np.array([np.nan, -0.5]), np.array([7, 7]), np.zeros(2), np.zeros(2))
+    table = RunAudit(audit, np.array(["a", "b"]), np.array([3, 7]), {3: "x", 7: "y"}, None).table()
+    assert (table["score"], table["path"], table["label_name"]) == ([-0.5, None], ["b", "a"], ["y", "x"])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda text: text.replace(",1\n", ",2\n", 1), "does not fit the training images"),
         (lambda text: text[: text.rindex("\n", 0, -1) + 1], "does not fit the training images"),
+        (lambda text: "\x00\n" + text, "does not fit the training images|cannot be read"),
         (lambda text: "nothing\n", "does not fit the training images"),
         (None, "is not a finished run: it has no label_noise.csv"),
     ],
