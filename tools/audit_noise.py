@@ -49,8 +49,8 @@ def audited(arm: str, share: float, seed: int) -> dict[str, Any]:
     pixels = audit_labels(embed(nn.Flatten(), images), images.labels)
     return {
         "seed": seed,
-        "network": detection(found.audit.score, found.wrong)._asdict(),
-        "pixels": detection(pixels.score, found.wrong)._asdict(),
+        "network": detection(found.audit, found.wrong)._asdict(),
+        "pixels": detection(pixels, found.wrong)._asdict(),
         "recall@1": metrics["test"]["recall@1"],
         "versions": metrics["versions"],
     }
@@ -70,7 +70,7 @@ def choice() -> list[dict[str, float]]:
         embeddings = embed(model, images)
         for k, temperature in CHOICE:
             audit = audit_labels(embeddings, images.labels, k=k, temperature=temperature)
-            found[k, temperature].append(detection(audit.score, images.labels != true_labels))
+            found[k, temperature].append(detection(audit, images.labels != true_labels))
     return [
         {
             "k": k,
@@ -89,7 +89,7 @@ def cell(values: list[float]) -> str:
 
 def table(results: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
     """A row for each share of wrong labels and each embedding."""
-    lines = ["| wrong labels | embeddings | precision among the top n | AUROC |", "|---|---|---|---|"]
+    lines = ["| wrong labels | embeddings | precision among the first n | AUROC |", "|---|---|---|---|"]
     for share, arms in results.items():
         rows = {"raw pixels": [r["pixels"] for r in next(iter(arms.values()))]}
         rows |= {arm: [r["network"] for r in runs] for arm, runs in arms.items()}
@@ -115,7 +115,7 @@ def page(results: dict[str, Any], rows: list[dict[str, float]], seeds: int, mach
     return f"""# Label audit: Omniglot-small, labels made wrong on purpose
 
 How well [`dmlkd audit`](../audit.md) finds training labels that were made wrong (symmetric noise), in %: the share of
-wrong labels among the n highest scores, n being how many there are, and the area under the ROC over the 2,720
+wrong labels among the first n of the table, n being how many there are, and the area under the ROC over the 2,720
 training images. Mean ± standard deviation over {seeds} seeds. Chance would give a precision of 10 and 30, AUROC 50.
 
 {table(results)}

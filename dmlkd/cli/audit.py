@@ -60,6 +60,6 @@ def _print(found: "RunAudit", columns: "dict[str, list[object]]", top: int) -> N
         print(f"not judged: {alone} images that are alone in their class")
     if measured := found.found():
         print(
-            f"the run made {measured.wrong} labels wrong: of the {measured.wrong} highest scores "
+            f"the run made {measured.wrong} labels wrong: of the first {measured.wrong} images of the table "
             f"{100 * measured.precision:.1f} % are among them, AUROC {measured.auroc:.4f}"
         )

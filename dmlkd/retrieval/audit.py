@@ -38,7 +38,7 @@ class Detection(NamedTuple):
 
     Attributes:
         wrong: n, how many labels are wrong.
-        precision: share of wrong labels among the n highest scores.
+        precision: share of wrong labels among the first n of :meth:`LabelAudit.order`.
         auroc: probability that a wrong label scores higher than a right one, ties counting half.
     """
 
@@ -120,28 +120,26 @@ def _judged(
     return LabelAudit(score, likelier, own_share, likelier_share)
 
 
-def detection(score: Any, wrong: Any) -> Detection:
-    """How well scores find labels that are known to be wrong; images with score NaN are left out.
-
-    Among equal scores right labels come first, so that ties count against the audit.
+def detection(audit: LabelAudit, wrong: Any) -> Detection:
+    """How well an audit finds labels that are known to be wrong; images without a score are left out.
 
     Args:
-        score: (N,) of :func:`audit_labels`, or of anything else that is high where a label is suspicious.
+        audit: of :func:`audit_labels`.
         wrong: (N,) true where the label is wrong.
 
     Raises:
         UserError: if of the images with a score all or none are wrong.
 
-    >>> detection([0.9, 0.5, -0.2, -1.0], [True, False, True, False])
-    Detection(wrong=2, precision=0.5, auroc=0.75)
+    >>> z = np.array([[1.0, 0.0], [0.9, 0.1], [0.8, 0.2], [0.0, 1.0], [0.1, 0.9], [0.95, 0.05]])
+    >>> detection(audit_labels(z, np.array([0, 0, 0, 1, 1, 1])), [False] * 5 + [True])
+    Detection(wrong=1, precision=1.0, auroc=1.0)
     """
     from sklearn.metrics import roc_auc_score
 
-    scores, truth = numpy_array(score), numpy_array(wrong).astype(bool)
-    judged = ~np.isnan(scores)
-    scores, truth = scores[judged], truth[judged]
+    order = audit.order()
+    order = order[~np.isnan(audit.score[order])]
+    truth = numpy_array(wrong).astype(bool)[order]
     count = int(truth.sum())
     if count in (0, len(truth)):
         raise UserError(f"of {len(truth)} images with a score {count} have a wrong label: nothing to tell apart")
-    flagged = np.lexsort((truth, -scores))[:count]
-    return Detection(count, float(truth[flagged].mean()), float(roc_auc_score(truth, scores)))
+    return Detection(count, float(truth[:count].mean()), float(roc_auc_score(truth, audit.score[order])))

@@ -51,11 +51,11 @@ class RunAudit(NamedTuple):
         return columns
 
     def found(self) -> Detection | None:
-        """How many of the labels made wrong the scores find; None where there are none, or no others, to find."""
+        """How many of the labels made wrong the audit finds; None where there are none, or no others, to find."""
         if self.wrong is None:
             return None
         judged = self.wrong[~np.isnan(self.audit.score)]
-        return None if judged.all() or not judged.any() else detection(self.audit.score, self.wrong)
+        return None if judged.all() or not judged.any() else detection(self.audit, self.wrong)
 
 
 def audit_run(folder: Path, *, k: int = 100, temperature: float = 0.05) -> RunAudit:

@@ -54,7 +54,7 @@ def test_a_run_is_audited_into_its_folder(dmlkd, tmp_path):
     assert (code, err) == (0, "")
     assert "digits/" in out
     assert "scores of 901 training images: " in out
-    assert "the run made 90 labels wrong: of the 90 highest scores " in out
+    assert "the run made 90 labels wrong: of the first 90 images of the table " in out
     assert f"table: {folder / 'label_audit.csv'}" in out
     with (folder / "label_audit.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -34,6 +34,13 @@ def naive(z, y, k, temperature):
     return LabelAudit(*(np.array(column) for column in zip(*found, strict=True)))
 
 
+def scored(score, share) -> LabelAudit:
+    return LabelAudit(np.array(score), np.zeros(len(score), int), np.zeros(len(score)), np.array(share))
+
+
+scores = st.sampled_from([-1.0, 0.0, 0.3, 1.0, np.nan])
+
+
 @given(shape=shapes, temperature=st.sampled_from([0.03, 0.2, 5.0]))
 def test_it_agrees_with_the_definition(shape, temperature):
     count, classes, k, seed = shape
@@ -83,7 +90,7 @@ def test_wrong_labels_in_clean_clusters_come_first_with_the_right_label_named(se
     wrong = y != true
     assert wrong[found.order()[: wrong.sum()]].all()
     assert (found.likelier[wrong] == true[wrong]).all()
-    assert detection(found.score, wrong) == (wrong.sum(), 1.0, 1.0)
+    assert detection(found, wrong) == (wrong.sum(), 1.0, 1.0)
 
 
 def test_the_size_of_a_class_gives_it_no_advantage():
@@ -115,23 +122,22 @@ def test_duplicates_of_an_image_vote_but_the_image_itself_does_not():
 
 
 def test_equal_scores_are_ordered_by_the_share_of_the_likelier_label():
-    audit = LabelAudit(np.array([1, np.nan, 1, 0.5]), np.zeros(4, int), np.zeros(4), np.array([0.2, 0.9, 0.4, 0.9]))
-    assert audit.order().tolist() == [2, 0, 3, 1]
+    assert scored([1, np.nan, 1, 0.5], [0.2, 0.9, 0.4, 0.9]).order().tolist() == [2, 0, 3, 1]
 
 
-@given(st.lists(st.tuples(st.sampled_from([-1.0, 0.0, 0.3, 1.0, np.nan]), st.booleans()), min_size=1, max_size=30))
-def test_detection_is_precision_with_ties_against_it_and_the_area_under_the_roc(cases):
-    score, wrong = (np.array(column) for column in zip(*cases, strict=True))
-    judged = [(s, w) for s, w in cases if s == s]
-    count = sum(w for _, w in judged)
+@given(st.lists(st.tuples(scores, st.floats(0, 1), st.booleans()), min_size=1, max_size=30, unique_by=lambda c: c[1]))
+def test_detection_is_precision_in_the_order_of_the_table_and_the_area_under_the_roc(cases):
+    score, share, wrong = zip(*cases, strict=True)
+    judged = [case for case in cases if case[0] == case[0]]
+    count = sum(w for *_, w in judged)
     if count in (0, len(judged)):
         with pytest.raises(UserError, match="nothing to tell apart"):
-            detection(score, wrong)
+            detection(scored(score, share), wrong)
         return
-    first = sorted(judged, key=lambda case: (-case[0], case[1]))[:count]
-    found = detection(score, wrong)
-    assert found.precision == sum(w for _, w in first) / count
-    pairs = [(bad > good) + (bad == good) / 2 for bad, w in judged if w for good, v in judged if not v]
+    first = sorted(judged, key=lambda case: (-case[0], -case[1]))[:count]
+    found = detection(scored(score, share), wrong)
+    assert found.precision == pytest.approx(sum(w for *_, w in first) / count)
+    pairs = [(bad > good) + (bad == good) / 2 for bad, _, w in judged if w for good, _, v in judged if not v]
     assert found.auroc == pytest.approx(sum(pairs) / len(pairs))
 
 

@@ -46,7 +46,7 @@ def test_the_labels_are_those_trained_with_and_the_wrong_ones_those_recorded(noi
     images = build_training_images(config.data, seed=3).images
     expected = audit_labels(embed(EmbeddingModel.from_pretrained(folder / "model"), images), images.labels)
     assert found.audit.score == pytest.approx(expected.score)
-    assert found.found() == detection(found.audit.score, found.wrong)
+    assert found.found() == detection(found.audit, found.wrong)
     assert found.found().auroc > 0.7  # chance is 0.5
 
 
