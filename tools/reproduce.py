@@ -122,10 +122,10 @@ def run_once(job: Job) -> dict[str, Any]:
     from dmlkd.config import load_config
     from dmlkd.training import run
 
-    name, arm, seed, overrides, config = job
+    place, arm, seed, overrides, config = job
     settings, _ = load_config(ROOT / config, [*overrides, f"train.seed={seed}"])
     slug = "".join(c if c.isalnum() else "-" for c in arm)
-    folder = ROOT / "runs" / "reproduce" / name / f"{slug}-seed{seed}"
+    folder = ROOT / "runs" / "reproduce" / place / f"{slug}-seed{seed}"
     finished = folder / "metrics.json"
     if finished.is_file():
         if (folder / "config.yaml").read_text() != settings.to_yaml():
@@ -133,7 +133,7 @@ def run_once(job: Job) -> dict[str, Any]:
         return dict(json.loads(finished.read_text()))
     if folder.exists():  # broken off: start it anew
         folder.rename(folder.with_name(f"{folder.name}.broken-{time.time_ns()}"))
-    print(f"{name}: {arm}, seed {seed}", flush=True)
+    print(f"{place}: {arm}, seed {seed}", flush=True)
     return run(settings, folder).metrics
 
 
@@ -173,7 +173,7 @@ def reproduce(name: str, *, only: str | None, seeds: int | None, processes: int)
     experiment = EXPERIMENTS[name]
     groups = {label: group for label, group in experiment.groups.items() if only in (None, label)}
     jobs = [
-        (name, arm, seed, overrides, group.config)
+        (Path(group.config).stem, arm, seed, overrides, group.config)  # tables share the runs of equal arms
         for seed in range(seeds or max(group.seeds for group in groups.values()))
         for group in groups.values()  # arm beside arm, so that a broken experiment has pairs
         for arm, overrides in group.arms.items()

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from dmlkd import __version__
+from dmlkd.cli.audit import audit
 from dmlkd.cli.compare import compare
 from dmlkd.cli.evaluate import evaluate
 from dmlkd.cli.train import train
@@ -23,6 +24,7 @@ app = typer.Typer(
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("compare")(compare)
+app.command("audit")(audit)
 
 
 def main() -> None:

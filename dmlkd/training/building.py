@@ -3,9 +3,11 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pytorch_metric_learning.losses import CrossBatchMemory, P2SGradLoss
 from pytorch_metric_learning.losses.mixins import WeightMixin
 from torch import nn
@@ -58,17 +60,45 @@ def _check_accelerator(train: TrainConfig) -> None:
 def build_data(config: DataConfig, *, seed: int) -> DataSplits:
     """Read the images and split them; the seed chooses the validation classes and the labels made wrong."""
     source = _source(config)
-    train, val = split_classes(source.table.of_split("train"), config.validation, seed=seed)
-    true_labels = None
-    if config.noise:
-        true_labels = train.labels
-        train = train.relabelled(noisy_labels(true_labels, config.noise, kind=config.noise_kind, seed=seed))
+    train, val, true_labels = _training_rows(source.table, config, seed)
     return DataSplits(
         train=source.dataset(train, source.transforms.train),
         val=None if val is None else source.dataset(val, source.transforms.test),
         test=source.test(),
         true_labels=true_labels,
     )
+
+
+class TrainingImages(NamedTuple):
+    """The images a run trains on, prepared as for testing.
+
+    Attributes:
+        images: in row order, their labels noisy where ``true_labels`` says otherwise.
+        class_names: aligned with ``np.unique(images.labels)``.
+        true_labels: (N,) labels before noise; None: there is no noise.
+    """
+
+    images: ImageDataset
+    class_names: NDArray[np.str_]
+    true_labels: NDArray[np.int64] | None
+
+
+def build_training_images(config: DataConfig, *, seed: int) -> TrainingImages:
+    """Read the training images of :func:`build_data` with the transform of testing."""
+    source = _source(config)
+    rows, _, true_labels = _training_rows(source.table, config, seed)
+    return TrainingImages(source.dataset(rows, source.transforms.test), rows.class_names, true_labels)
+
+
+def _training_rows(
+    table: ImageTable, config: DataConfig, seed: int
+) -> tuple[ImageTable, ImageTable | None, NDArray[np.int64] | None]:
+    """The rows to train on, those held out for validation, and the labels before noise where there is noise."""
+    train, val = split_classes(table.of_split("train"), config.validation, seed=seed)
+    if not config.noise:
+        return train, val, None
+    noisy = noisy_labels(train.labels, config.noise, kind=config.noise_kind, seed=seed)
+    return train.relabelled(noisy), val, train.labels
 
 
 def build_test_data(config: DataConfig) -> ImageDataset:
@@ -107,7 +137,11 @@ def _source(config: DataConfig) -> _Source:
 def build_sampler(dataset: ImageDataset, train: TrainConfig) -> ClassBalancedBatchSampler:
     """The batches that a training section asks for."""
     return ClassBalancedBatchSampler(
-        dataset.targets, batch_size=train.batch_size, per_class=train.per_class, seed=train.seed
+        dataset.targets,
+        batch_size=train.batch_size,
+        per_class=train.per_class,
+        seed=train.seed,
+        replacement=train.sampler == "published",
     )
 
 

@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dmlkd.config import DataConfig, checked_data, load_config
+from dmlkd.config import DataConfig, checked_data
 from dmlkd.errors import UserError
 from dmlkd.export import embed
 from dmlkd.models import EmbeddingModel
 from dmlkd.retrieval import Scores, evaluate
 from dmlkd.training.building import build_test_data
-from dmlkd.training.loading import load_model
+from dmlkd.training.loading import load_model, load_run
 
 
 class Embedded(NamedTuple):
@@ -46,13 +46,8 @@ def embed_run(folder: Path) -> Embedded:
     Raises:
         UserError: if the folder is no finished run, or the images are not there any more.
     """
-    if not folder.is_dir():
-        raise UserError(f"run folder {folder} does not exist")
-    for name in ("config.yaml", "model/config.json", "model/model.safetensors"):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder} is not a finished run: it has no {name}")
-    config, _ = load_config(folder / "config.yaml")
-    return _embedded(load_model(folder / "model"), config.data)._replace(metrics=config.eval.metrics)
+    run = load_run(folder)
+    return _embedded(run.model, run.config.data)._replace(metrics=run.config.eval.metrics)
 
 
 def embed_saved(model: Path, data: DataConfig) -> Embedded:

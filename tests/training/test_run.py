@@ -137,6 +137,13 @@ def test_a_loss_with_class_weights_trains_them(configs, tmp_path):
     assert not torch.allclose(saved["objective.metric_loss.proxies"], before, atol=1e-5)
 
 
+def test_the_published_sampler_is_one_setting_away(configs):
+    assert not build(configured(configs)).sampler.replacement
+    parts = build(configured(configs, "train.sampler=published"))
+    assert parts.sampler.replacement
+    assert len(parts.sampler) == len(parts.data.train) // 80
+
+
 def test_terms_with_equal_teachers_share_one(configs):
     lsd = "{name: lsd, weight: 1, temperature: 0.5}"
     parts = build(
