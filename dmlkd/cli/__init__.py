@@ -7,6 +7,7 @@ import typer
 
 from dmlkd import __version__
 from dmlkd.cli.compare import compare
+from dmlkd.cli.data import app as data
 from dmlkd.cli.evaluate import evaluate
 from dmlkd.cli.train import train
 from dmlkd.errors import UserError
@@ -23,6 +24,7 @@ app = typer.Typer(
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("compare")(compare)
+app.add_typer(data)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dmlkd.data.images import Preparation, prepared, read_image
-from dmlkd.data.table import ImageTable, Pixels
+from dmlkd.data.table import ImageTable, Pixels, Stacking
 from dmlkd.data.transforms import Transform
 from dmlkd.errors import DataError
 from dmlkd.signals import Batch
@@ -99,11 +99,20 @@ class ImageDataset(Dataset[Batch]):
         Args:
             rows: which, in the order wanted.
         """
-        if isinstance(self._pixels, np.ndarray) and getattr(self.transform, "varies", True) is False:
-            images = self.transform(torch.from_numpy(self._pixels[np.asarray(rows)]))
+        chosen = np.asarray(rows)
+        together = None if getattr(self.transform, "varies", True) else self._together(chosen)
+        if together is not None:
+            images = self.transform(torch.from_numpy(together))
         else:
             images = torch.stack([self.transform(self.image(row)) for row in rows])
-        return Batch(images, torch.from_numpy(self.targets[np.asarray(rows)]), torch.tensor(rows))
+        return Batch(images, torch.from_numpy(self.targets[chosen]), torch.from_numpy(chosen))
+
+    def _together(self, rows: NDArray[np.int64]) -> NDArray[np.uint8] | None:
+        """Decoded images of one size as one array; None where there is no such thing."""
+        pixels = self._pixels
+        if isinstance(pixels, np.ndarray) and pixels.ndim == 4:
+            return pixels[rows]
+        return pixels.stack(rows) if isinstance(pixels, Stacking) else None
 
 
 def read_prepared(

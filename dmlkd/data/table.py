@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,15 @@ class Pixels(Protocol):
 
     def __getitem__(self, rows: Any) -> Any:
         """One image (C, H, W) for an integer; the rows chosen, for a mask or an array of integers."""
+        ...
+
+
+@runtime_checkable
+class Stacking(Protocol):
+    """Decoded images that can be had several at a time."""
+
+    def stack(self, rows: NDArray[np.int64]) -> NDArray[np.uint8] | None:
+        """Several images (B, C, H, W) at once; None if they differ in size."""
         ...
 
 
@@ -73,14 +82,16 @@ class ImageTable:
         """The rows for which ``keep`` (N,) is true, in order."""
         labels = self.labels[keep]
         named = np.isin(np.unique(self.labels), labels)
-        optional = {"pixels": self.pixels, "role": self.role, "domain": self.domain, "boxes": self.boxes}
         return replace(
             self,
             paths=self.paths[keep],
             labels=labels,
             split=self.split[keep],
             class_names=self.class_names[named],
-            **{name: None if column is None else column[keep] for name, column in optional.items()},
+            pixels=None if self.pixels is None else self.pixels[keep],
+            role=None if self.role is None else self.role[keep],
+            domain=None if self.domain is None else self.domain[keep],
+            boxes=None if self.boxes is None else self.boxes[keep],
         )
 
     def relabelled(self, labels: NDArray[np.int64]) -> "ImageTable":

@@ -167,10 +167,10 @@ _ERASING = {"op": "random_erasing", "p": 0.25, "value": "random"}
 def _crops(
     size: int, channels: int, interpolation: str, *, before: Sequence[Step] = (), after: Sequence[Step] = ()
 ) -> Transforms:
-    """Random crops and flips in training, the middle in testing; further steps before and after the change to floats."""
+    """Random crops and flips in training, the middle in testing; more steps before and after the change to floats."""
     crop = {"op": "random_resized_crop", "size": size, "interpolation": interpolation}
     resize = {"op": "resize", "size": round(size * 256 / 224), "interpolation": interpolation}
-    train = [crop, {"op": "flip"}, *before, *_to_float(channels), *after]
+    train: list[Step] = [crop, {"op": "flip"}, *before, *_to_float(channels), *after]
     return Transforms(Pipeline(train), Pipeline([resize, {"op": "center_crop", "size": size}, *_to_float(channels)]))
 
 

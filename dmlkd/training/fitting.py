@@ -11,11 +11,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.utils.data import DataLoader
 
 from dmlkd.config import TrainConfig
-from dmlkd.data import ClassBalancedBatchSampler, DataSplits, ImageDataset
-from dmlkd.signals import Batch
+from dmlkd.data import ClassBalancedBatchSampler, DataSplits
+from dmlkd.data.loading import clear_errors, loader
 from dmlkd.training.building import build_sampler
 from dmlkd.training.module import EmbeddingModule
 from dmlkd.training.objective import Objective
@@ -86,7 +85,7 @@ def fit(
     module = EmbeddingModule(model, objective, optimizer=_optimizer(train), epochs=train.epochs)
     shown = progress()
     history = History(out / "log.csv")
-    with quiet_lightning():
+    with quiet_lightning(), clear_errors():
         trainer = Trainer(
             max_epochs=train.epochs,
             accelerator=train.accelerator,
@@ -102,8 +101,8 @@ def fit(
         )
         trainer.fit(
             module,
-            DataLoader(data.train, batch_sampler=sampler, num_workers=workers, persistent_workers=workers > 0),
-            _loader(data.val, train, workers) if data.val else None,
+            loader(data.train, batch_sampler=sampler, workers=workers, persistent=True),
+            loader(data.val, batch_size=train.batch_size, workers=workers, persistent=True) if data.val else None,
         )
     best = max(history.rows, key=lambda row: row[MONITOR])["epoch"] if data.val else None
     return FitResult(history.rows, train.epochs - 1, None if best is None else int(best), out / "checkpoints")
@@ -120,10 +119,6 @@ def _checkpoint(folder: Path, *, validated: bool) -> ModelCheckpoint:
         save_last=True,
         enable_version_counter=False,
     )
-
-
-def _loader(dataset: ImageDataset, train: TrainConfig, workers: int) -> DataLoader[Batch]:
-    return DataLoader(dataset, batch_size=train.batch_size, num_workers=workers, persistent_workers=workers > 0)
 
 
 def _optimizer(train: TrainConfig) -> Callable[[Iterable[nn.Parameter]], Optimizer]:
