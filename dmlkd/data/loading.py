@@ -14,6 +14,8 @@ from dmlkd.signals import Batch
 
 T = TypeVar("T")
 
+_AHEAD = 32  # items that in_order makes at a time
+
 
 def loader(
     dataset: ImageDataset,
@@ -101,7 +103,7 @@ def in_order(dataset: Dataset[T], *, workers: int = 0) -> Iterator[T]:
         workers: processes; 0: this one.
     """
     items: DataLoader[Any] = DataLoader(
-        dataset, batch_size=32, collate_fn=_as_it_is, num_workers=workers, generator=torch.Generator()
+        dataset, batch_size=_AHEAD, collate_fn=_as_it_is, num_workers=workers, generator=torch.Generator()
     )
     with clear_errors():
         for batch in items:

@@ -36,7 +36,9 @@ def check_path(path: str) -> None:
     """
     for part in path.split(SEPARATOR, 1):
         bad = part.startswith("/") or "\\" in part or "\0" in part or part[1:2] == ":"
-        if bad or not part or ".." in part.split("/"):
+        if not part:
+            raise DataError(f"path {path!r} is empty, or empty beside the ::")
+        if bad or ".." in part.split("/"):
             raise DataError(f"path {path!r} is outside the root: it must be relative, without '..' or backslashes")
 
 
