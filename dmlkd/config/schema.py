@@ -44,6 +44,7 @@ class DataConfig(Part):
     workers: int = Field(default=0, ge=0)
     in_memory: bool = Field(default=False, description="decode every image once and keep it")
     cache: str | None = Field(default=None, description="folder where images are kept decoded, for later runs too")
+    on_device: bool = Field(default=False, description="transform training batches whole, on the device")
     shorter: int | None = Field(default=None, ge=1, description="pixels of the shorter side, before the transform")
     crop: bool = Field(default=False, description="cut out the images' boxes")
     corrupt: Literal["error", "skip"] = Field(default="error", description="what to do with images that cannot be read")

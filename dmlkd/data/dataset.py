@@ -104,7 +104,10 @@ class ImageDataset(Dataset[Batch]):
         if together is not None:
             images = self.transform(torch.from_numpy(together))
         else:
-            images = torch.stack([self.transform(self.image(row)) for row in rows])
+            transformed = [self.transform(self.image(row)) for row in rows]
+            if len({image.shape for image in transformed}) > 1:
+                raise DataError("the images of a batch differ in size: the transform must give all of them the same")
+            images = torch.stack(transformed)
         return Batch(images, torch.from_numpy(self.targets[chosen]), torch.from_numpy(chosen))
 
     def _together(self, rows: NDArray[np.int64]) -> NDArray[np.uint8] | None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from dmlkd.data.dataset import ImageDataset
 from dmlkd.data.table import ImageTable, strings
+from dmlkd.data.transforms import Transform
 from dmlkd.errors import ConfigError, DataError, suggestion
 
 
@@ -38,6 +39,7 @@ class DataSplits:
         test: the test images.
         true_labels: (N,) labels of the training images before noise; None: there is no noise.
         skipped: images that could not be read and were left out.
+        on_device: what is done to a whole training batch (B, C, H, W) on the device; None: nothing, ``train`` does it.
     """
 
     train: ImageDataset
@@ -45,6 +47,7 @@ class DataSplits:
     test: ImageDataset
     true_labels: NDArray[np.int64] | None = None
     skipped: tuple[Unreadable, ...] = ()
+    on_device: Transform | None = None
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Images and classes of each split."""

@@ -1,7 +1,7 @@
 """From a checked configuration to live parts."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,12 +23,13 @@ from dmlkd.data import (
     seen_classes,
     split_classes,
 )
+from dmlkd.data.batched import BatchPipeline
 from dmlkd.data.cache import cached
 from dmlkd.data.checking import find_unreadable, without
 from dmlkd.data.images import Preparation
 from dmlkd.data.preprocessing import Preprocessing
 from dmlkd.data.splits import Unreadable
-from dmlkd.data.transforms import Transforms
+from dmlkd.data.transforms import Pipeline, Transforms
 from dmlkd.distill import Schedule, Teacher
 from dmlkd.errors import ConfigError, DataError, UserError
 from dmlkd.models import EmbeddingModel
@@ -81,13 +82,28 @@ def build_data(config: DataConfig, *, seed: int) -> DataSplits:
     if config.noise:
         true_labels = train.labels
         train = train.relabelled(noisy_labels(true_labels, config.noise, kind=config.noise_kind, seed=seed))
+    on_device = None
+    prepared = source
+    if config.on_device:
+        on_device = _on_device(source.preprocessing)
+        untouched = source.preprocessing.transforms._replace(train=Pipeline([]))
+        prepared = replace(source, preprocessing=replace(source.preprocessing, transforms=untouched))
     return DataSplits(
-        train=source.dataset(train, training=True),
+        train=prepared.dataset(train, training=True),
         val=None if val is None else source.dataset(val),
         test=source.test(),
         true_labels=true_labels,
         skipped=source.skipped,
+        on_device=on_device,
     )
+
+
+def _on_device(preprocessing: Preprocessing) -> BatchPipeline:
+    train = preprocessing.transforms.train
+    try:
+        return BatchPipeline(train.steps if isinstance(train, Pipeline) else [])
+    except DataError as error:
+        raise ConfigError(str(error), ("data", "on_device")) from None
 
 
 def build_test_data(config: DataConfig, preprocessing: Preprocessing | None = None) -> ImageDataset:

@@ -6,15 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from lightning import Callback, Trainer
+from lightning import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.utils.data import DataLoader
+from typing_extensions import override
 
 from dmlkd.config import TrainConfig
 from dmlkd.data import ClassBalancedBatchSampler, DataSplits
 from dmlkd.data.loading import clear_errors, loader
+from dmlkd.signals import Batch
 from dmlkd.training.building import build_sampler
 from dmlkd.training.module import EmbeddingModule
 from dmlkd.training.objective import Objective
@@ -99,13 +102,39 @@ def fit(
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-        trainer.fit(
-            module,
-            loader(data.train, batch_sampler=sampler, workers=workers, persistent=True),
-            loader(data.val, batch_size=train.batch_size, workers=workers, persistent=True) if data.val else None,
-        )
+        loaders = _Loaders if data.val is None else _ValidatedLoaders
+        trainer.fit(module, datamodule=loaders(data, sampler, train.batch_size, workers))
     best = max(history.rows, key=lambda row: row[MONITOR])["epoch"] if data.val else None
     return FitResult(history.rows, train.epochs - 1, None if best is None else int(best), out / "checkpoints")
+
+
+class _Loaders(LightningDataModule):
+    """The loaders of a run, and what is done to a training batch once it is on the device."""
+
+    def __init__(self, data: DataSplits, sampler: ClassBalancedBatchSampler, batch_size: int, workers: int) -> None:
+        super().__init__()
+        self._data = data
+        self._train = loader(data.train, batch_sampler=sampler, workers=workers, persistent=True)
+        self._batch_size = batch_size
+        self._workers = workers
+
+    @override
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return self._train
+
+    @override
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        training = self.trainer is not None and self.trainer.training
+        if self._data.on_device is None or not training:
+            return batch
+        return batch._replace(images=self._data.on_device(batch.images))
+
+
+class _ValidatedLoaders(_Loaders):
+    @override
+    def val_dataloader(self) -> DataLoader[Batch]:
+        assert self._data.val is not None
+        return loader(self._data.val, batch_size=self._batch_size, workers=self._workers, persistent=True)
 
 
 def _checkpoint(folder: Path, *, validated: bool) -> ModelCheckpoint:

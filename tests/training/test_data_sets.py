@@ -17,7 +17,7 @@ from dmlkd.data import image_folder
 from dmlkd.data.images import Preparation
 from dmlkd.data.preprocessing import Preprocessing, load_transforms, save_transforms
 from dmlkd.data.transforms import Transforms, plain
-from dmlkd.errors import DataError, UserError
+from dmlkd.errors import ConfigError, DataError, UserError
 from dmlkd.export import embed
 from dmlkd.retrieval import evaluate
 from dmlkd.training import run
@@ -292,3 +292,17 @@ def test_the_shared_cars_train(configs, cars, tmp_path):
         assert torch.isfinite(loss)
         if step == 3:
             break
+
+
+def test_batches_are_transformed_on_the_device_if_asked(tmp_path):
+    root = trees.cub(tmp_path / "cub")
+    wanted = ["data.on_device=true", "data.transform=published", f"data.cache={tmp_path / 'cache'}"]
+    config = configured(tmp_path, "cub200", root, *wanted, "train.epochs=2")
+    data = build_data(config.data, seed=0)
+    assert data.train[0].images.dtype == torch.uint8
+    assert data.on_device(data.train.batch([0, 1]).images).shape == (2, 3, 16, 16)
+    result = run(config, tmp_path / "run")
+    assert np.isfinite(result.fit.history[1]["train/loss"])
+    assert load_transforms(tmp_path / "run" / "model").transforms.train.varies
+    with pytest.raises(ConfigError, match="bilinear interpolation only"):
+        build_data(DataConfig(name="cub200", root=str(root), transform="modern", on_device=True, validation=0), seed=0)
