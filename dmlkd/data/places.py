@@ -18,6 +18,9 @@ LARGEST_FILE = 2**29
 """Bytes that one image file may have, unpacked: what a small zip can blow up to is bounded."""
 
 
+_CHUNK = 65536
+
+
 class Fingerprint(NamedTuple):
     """What tells without reading it whether a file may have changed: for a zip's member its size and CRC."""
 
@@ -43,16 +46,17 @@ def check_path(path: str) -> None:
 
 
 def check_paths(paths: NDArray[np.str_]) -> None:
-    """As :func:`check_path` for a column (N,), without a Python object a row; names the first bad row."""
-    suspect = np.zeros(len(paths), np.bool_)
-    for sign in ("..", "\\", "\0", ":"):
-        suspect |= np.strings.find(paths, sign) >= 0
-    suspect |= np.strings.startswith(paths, "/") | (np.strings.str_len(paths) == 0)
-    for row in np.flatnonzero(suspect):
-        try:
-            check_path(str(paths[row]))
-        except DataError as error:
-            raise DataError(f"row {row}: {error}") from None
+    """As :func:`check_path` for a column (N,), a chunk at a time; names the first bad row."""
+    for start in range(0, len(paths), _CHUNK):
+        chunk = paths[start : start + _CHUNK].tolist()
+        text = "\n" + "\n".join(chunk).replace(SEPARATOR, "\n") + "\n"
+        if not any(sign in text for sign in ("..", "\\", "\0", ":", "\n/", "\n\n")):
+            continue
+        for row, path in enumerate(chunk, start):
+            try:
+                check_path(path)
+            except DataError as error:
+                raise DataError(f"row {row}: {error}") from None
 
 
 def read_bytes(root: Path, path: str) -> bytes:

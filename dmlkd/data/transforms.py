@@ -38,7 +38,8 @@ class Pipeline:
     def __init__(self, steps: Sequence[Step]) -> None:
         self.steps = [dict(step) for step in steps]
         self.varies = any(step.get("op") in _RANDOM for step in steps)
-        self._made = [_operation(step) for step in self.steps]
+        fresh = [False, *(step.get("op") == "to_float" for step in self.steps)]
+        self._made = [_operation(step, fresh=after) for step, after in zip(self.steps, fresh, strict=False)]
 
     def __call__(self, image: Tensor) -> Tensor:
         """Apply the steps to one image (C, H, W); without random steps also to a batch (B, C, H, W)."""
@@ -218,13 +219,16 @@ OPERATIONS: dict[str, Callable[..., Transform]] = {
 _RANDOM = ("affine_on_paper", "color_jitter", "flip", "rand_augment", "random_erasing", "random_resized_crop")
 
 
-def _operation(step: Step) -> Transform:
+def _operation(step: Step, *, fresh: bool) -> Transform:
+    """The operation of a step; ``fresh``: on a tensor that nobody else has, which may be written over."""
     arguments = dict(step)
     name = arguments.pop("op", None)
     if name not in OPERATIONS:
         raise DataError(f"unknown operation {name!r}{suggestion(name, OPERATIONS)}")
     if "interpolation" in arguments:
         arguments["interpolation"] = InterpolationMode(arguments["interpolation"])
+    if name == "normalize" and fresh:
+        arguments["inplace"] = True
     try:
         return OPERATIONS[name](**arguments)
     except (TypeError, ValueError) as error:
