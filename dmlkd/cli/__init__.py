@@ -8,6 +8,7 @@ import typer
 from dmlkd import __version__
 from dmlkd.cli.audit import audit
 from dmlkd.cli.compare import compare
+from dmlkd.cli.data import app as data
 from dmlkd.cli.evaluate import evaluate
 from dmlkd.cli.train import train
 from dmlkd.errors import UserError
@@ -25,6 +26,7 @@ app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("compare")(compare)
 app.command("audit")(audit)
+app.add_typer(data)
 
 
 def main() -> None:

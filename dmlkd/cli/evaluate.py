@@ -34,6 +34,10 @@ def evaluate(
     model: Annotated[Path | None, typer.Option(help="Folder of a saved model; with --data.")] = None,
     data: Annotated[str | None, typer.Option(help="Data set whose test images the model embeds.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder of the data set.")] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Of the data section, such as archive=a.zip; repeatable."),
+    ] = None,
     metrics: Annotated[
         list[str] | None, typer.Option("--metric", help="Such as recall@5, map@r, mrr, nmi or eer; repeatable.")
     ] = None,
@@ -55,7 +59,8 @@ def evaluate(
         raise typer.BadParameter("give one of --run, --embeddings and --model")
     if len(given) > 1:
         raise UserError(f"give one of --run, --embeddings and --model, got {' and '.join(given)}")
-    _refuse_strays(given[0], labels=labels, gallery=gallery, gallery_labels=gallery_labels, data=data, root=root)
+    strays = {"labels": labels, "gallery": gallery, "gallery_labels": gallery_labels, "data": data, "root": root}
+    _refuse_strays(given[0], **strays, set=options or None)
     _check_outputs(per_query, plot)
     if run is not None:
         source = _of_run(run)
@@ -63,11 +68,15 @@ def evaluate(
         source = _of_files(embeddings, labels, gallery, gallery_labels)
     else:
         assert model is not None
-        source = _of_model(model, data, root)
+        source = _of_model(model, data, root, options or [])
     from dmlkd.retrieval import DEFAULT_METRICS, Index, Scores
     from dmlkd.retrieval import evaluate as measure
+    from dmlkd.retrieval.metrics import CLUSTERING
 
-    names = list(metrics or source.metrics or (n for n in DEFAULT_METRICS if gallery is None or n != "nmi"))
+    chosen = metrics or source.metrics or DEFAULT_METRICS
+    # A clustering has no queries and gallery: of the metrics that nobody asked for here it is left out.
+    separate = source.arguments.get("gallery") is not None
+    names = list(chosen) if metrics else [n for n in chosen if not separate or n not in CLUSTERING]
     extra = [] if plot is None else [f"recall@{k}" for k in _CURVE if f"recall@{k}" not in names]
     scores: Scores = measure(
         **source.arguments,
@@ -84,7 +93,8 @@ def evaluate(
 
 def _refuse_strays(kind: str, **options: object) -> None:
     """Refuse options that belong to another source."""
-    allowed = {"--run": (), "--embeddings": ("labels", "gallery", "gallery_labels"), "--model": ("data", "root")}[kind]
+    of_files = ("labels", "gallery", "gallery_labels")
+    allowed = {"--run": (), "--embeddings": of_files, "--model": ("data", "root", "set")}[kind]
     for name, value in options.items():
         if value is not None and name not in allowed:
             raise UserError(f"--{name.replace('_', '-')} does not go with {kind}")
@@ -106,20 +116,21 @@ def _of_run(run: Path) -> _Source:
     from dmlkd.training.measuring import embed_run
 
     found = embed_run(run)
-    arguments = {"embeddings": found.embeddings, "labels": found.labels}
-    return _Source(str(run), "on unseen classes", arguments, found.metrics)
+    return _Source(str(run), _where("on unseen classes", found.gallery), found.arguments(), found.metrics)
 
 
-def _of_model(model: Path, data: str | None, root: Path | None) -> _Source:
+def _of_model(model: Path, data: str | None, root: Path | None, options: list[str]) -> _Source:
     if data is None:
         raise UserError("--model needs --data, the name of a data set")
-    from dmlkd.config import DataConfig
+    from dmlkd.cli.data import section
     from dmlkd.training.measuring import embed_saved
 
-    section: dict[str, Any] = {"name": data} if root is None else {"name": data, "root": str(root)}
-    found = embed_saved(model, DataConfig(**section))
-    arguments = {"embeddings": found.embeddings, "labels": found.labels}
-    return _Source(str(model), f"on the test images of {data}", arguments)
+    found = embed_saved(model, section(data, root, options))
+    return _Source(str(model), _where(f"on the test images of {data}", found.gallery), found.arguments())
+
+
+def _where(words: str, gallery: Any) -> str:
+    return words if gallery is None else f"{words}, queries in their gallery"
 
 
 def _of_files(embeddings: Path, labels: Path | None, gallery: Path | None, gallery_labels: Path | None) -> _Source:

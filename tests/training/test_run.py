@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_trees as trees
 import torch
 import yaml
 
@@ -296,9 +297,14 @@ def test_a_damaged_model_is_refused_in_one_line(finished, tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in (Path(__file__).parents[2] / "configs").glob("*.yaml")))
-def test_every_shipped_configuration_is_built(configs, omniglot, monkeypatch, name):
+def test_every_shipped_configuration_is_built(configs, omniglot, monkeypatch, tmp_path, small_counts, name):
     monkeypatch.setenv("DMLKD_DATA", str(omniglot))
-    parts = build(load_config(configs / name)[0])
+    overrides = []
+    if (tree := trees.TREES.get(load_config(configs / name)[0].data.name)) is not None:
+        monkeypatch.setenv("DMLKD_DATA", str(tree(tmp_path)))
+        overrides = ["model.weights=null", "data.image_size=64", "data.validation=0", "train.batch_size=8"]
+        overrides += ["train.per_class=2", f"data.cache={tmp_path / 'cache'}", "data.workers=0"]
+    parts = build(load_config(configs / name, overrides)[0])
     batch = [parts.data.train[row] for row in next(iter(parts.sampler))]
     z = parts.model(torch.stack([item.images for item in batch]))
     labels = torch.stack([item.labels for item in batch])
