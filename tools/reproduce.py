@@ -191,10 +191,10 @@ def reproduce(name: str, *, only: str | None, seeds: int | None, processes: int)
     tables = [
         table({arm: [r["test"] for r in runs[arm]] for arm in group.arms}) for group in experiment.groups.values()
     ]
-    machine = _machine()
-    write_text(ROOT / "docs" / "results" / f"{name}.md", _page(name, experiment, jobs, tables, first, machine))
+    where = machine()
+    write_text(ROOT / "docs" / "results" / f"{name}.md", _page(name, experiment, jobs, tables, first, where))
     record = {
-        "machine": machine,
+        "machine": where,
         "versions": first["versions"],
         "test": {arm: [r["test"] for r in results] for arm, results in runs.items()},
     }
@@ -202,7 +202,8 @@ def reproduce(name: str, *, only: str | None, seeds: int | None, processes: int)
     print("\n\n".join(tables))
 
 
-def _machine() -> str:
+def machine() -> str:
+    """Where this runs, in general terms."""
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
@@ -211,7 +212,7 @@ def _machine() -> str:
 
 
 def _page(
-    name: str, experiment: Experiment, jobs: list[Job], tables: list[str], first: dict[str, Any], machine: str
+    name: str, experiment: Experiment, jobs: list[Job], tables: list[str], first: dict[str, Any], where: str
 ) -> str:
     baselines = "; ".join(
         f"{label}: " + ", ".join(f"{m} {100 * first['baselines'][key][m]:.2f}" for m in SHOWN)
@@ -238,7 +239,7 @@ Made by `python tools/reproduce.py {name}`, seeds 0 to {seeds}, from
 
 {settings}
 
-on {machine}; torch {versions["torch"]}, faiss {versions["faiss-cpu"]}, pytorch-metric-learning
+on {where}; torch {versions["torch"]}, faiss {versions["faiss-cpu"]}, pytorch-metric-learning
 {versions["pytorch-metric-learning"]}. Every run's scores are in `docs/results/{name}.json`.
 """
 
