@@ -59,7 +59,7 @@ def page(found: dict[tuple[str, str], list[float]]) -> str:
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return f"""# Choosing weight and temperature on Omniglot-small
 
-MAP@R in % of a quarter of the *training* characters, held out (other ones with each seed), after the last epoch, without
+MAP@R in % of a quarter of the *training* characters, held out (others with each seed), after the last epoch, without
 self-distillation, and the difference with listwise self-distillation at a weight w and a temperature t. Mean over the
 seeds {" and ".join(map(str, SEEDS))}, which are not in the tables of results. In bold what the recipes have
 (`configs/omniglot-small/`).
