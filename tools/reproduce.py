@@ -93,7 +93,7 @@ EXPERIMENTS = {
                 {
                     name: NONE,
                     f"{name} + LSD, moving average": ("distill.0.teacher={name: moving_average, decay: 0.99}",),
-                    f"{name} + OBD-SD": ("distill.0.name=obd_sd",),
+                    f"{name} + OBD-SD": ("distill.0.name=obd_sd", "distill.0.omega=0.5"),
                     f"{name} + S2SD": (S2SD,),
                 },
                 seeds=3,
