@@ -63,7 +63,24 @@ def build(config: RunConfig) -> Parts:
     sampler = build_sampler(data.train, config.train)
     model = _built(EmbeddingModel, config.model, ("model",), in_channels=data.train.channels)
     classes = int(data.train.targets.max()) + 1
+    _check_smooth_ap(config, data.train.targets)
     return Parts(data, model, build_objective(config, model, classes=classes, rows=len(data.train)), sampler)
+
+
+def _check_smooth_ap(config: RunConfig, targets: NDArray[np.int64]) -> None:
+    """Refuse what pytorch-metric-learning would stop at in the middle of training: classes of different size in a batch."""
+    if config.metric_loss.name != "SmoothAPLoss":
+        return
+    if config.train.sampler == "published":
+        message = "SmoothAPLoss needs equally many images of each class; this sampler draws classes twice"
+        raise ConfigError(message, ("train", "sampler"))
+    small = int((np.unique(targets, return_counts=True)[1] < config.train.per_class).sum())
+    if small:
+        raise ConfigError(
+            f"SmoothAPLoss needs equally many images of each class in a batch, but {small} classes have fewer than "
+            f"{config.train.per_class}; lower train.per_class or take FastAPLoss",
+            ("train", "per_class"),
+        )
 
 
 def _check_accelerator(train: TrainConfig) -> None:

@@ -257,6 +257,16 @@ def test_a_taken_folder_is_refused_and_kept(configs, tmp_path):
         (["distill.0.teacher={name: previous_epoch, mode: x}"], ConfigError, "must be 'eval' or 'train', got 'x'"),
         (["data.validation=0.1"], DataError, "holds out 0 of 5 training classes"),
         (["metric_loss={name: RankedListLoss}"], ConfigError, "key 'margin' is missing"),
+        (
+            ["metric_loss={name: SmoothAPLoss}", "miner=null", "train.sampler=published"],
+            ConfigError,
+            "SmoothAPLoss needs equally many images of each class; this sampler",
+        ),
+        (
+            ["metric_loss={name: SmoothAPLoss}", "miner=null", "train.per_class=200", "train.batch_size=400"],
+            ConfigError,
+            "SmoothAPLoss needs equally many images of each class in a batch, but 5 classes have fewer than 200",
+        ),
         (["train.metric_loss_lr=0"], ConfigError, "metric_loss_lr: must be greater than 0, got 0"),
         (["distill.0.teacher={name: wider_heads, dims: []}"], ConfigError, "dims must name at least one dimension"),
     ],
