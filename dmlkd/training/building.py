@@ -68,7 +68,7 @@ def build(config: RunConfig) -> Parts:
 
 
 def _check_smooth_ap(config: RunConfig, targets: NDArray[np.int64]) -> None:
-    """Refuse what pytorch-metric-learning would stop at in the middle of training: classes of different size in a batch."""
+    """Refuse batches with classes of differing size, at which pytorch-metric-learning stops in mid training."""
     if config.metric_loss.name != "SmoothAPLoss":
         return
     if config.train.sampler == "published":
