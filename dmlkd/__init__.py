@@ -12,6 +12,7 @@ __version__ = "0.1.0.dev0"
 _PUBLIC = {
     "EmbeddingModel": "dmlkd.models",
     "Objective": "dmlkd.training",
+    "SelfDistilled": "dmlkd.training",
     "Signals": "dmlkd.signals",
     "Batch": "dmlkd.signals",
     "UserError": "dmlkd.errors",
@@ -20,7 +21,18 @@ _PUBLIC = {
     "fit": "dmlkd.training",
 }
 
-__all__ = ["Batch", "EmbeddingModel", "Objective", "Signals", "UserError", "__version__", "embed", "evaluate", "fit"]
+__all__ = [
+    "Batch",
+    "EmbeddingModel",
+    "Objective",
+    "SelfDistilled",
+    "Signals",
+    "UserError",
+    "__version__",
+    "embed",
+    "evaluate",
+    "fit",
+]
 
 if TYPE_CHECKING:
     from dmlkd.errors import UserError
@@ -28,7 +40,7 @@ if TYPE_CHECKING:
     from dmlkd.models import EmbeddingModel
     from dmlkd.retrieval import evaluate
     from dmlkd.signals import Batch, Signals
-    from dmlkd.training import Objective, fit
+    from dmlkd.training import Objective, SelfDistilled, fit
 
 
 def __getattr__(name: str) -> Any:

@@ -52,13 +52,17 @@ TRANSFORMS = {
 
 METHODS = {
     "lsd": MethodEntry("dmlkd.distill:ListwiseSelfDistillation", teacher="previous_epoch", schedule="linear_ramp"),
+    "obd_sd": MethodEntry("dmlkd.distill:OnlineBatchDiffusion", teacher="previous_epoch", schedule="linear_ramp"),
+    "s2sd": MethodEntry("dmlkd.distill:ListwiseSelfDistillation", teacher="wider_heads", schedule="constant"),
 }
 
 TEACHERS = {
     "finished_run": "dmlkd.training.teachers:finished_run",
     "moving_average": "dmlkd.distill:MovingAverageTeacher",
     "previous_epoch": "dmlkd.distill:PreviousEpochTeacher",
+    "remembered": "dmlkd.distill:RememberedTeacher",
     "snapshot": "dmlkd.distill:SnapshotTeacher",
+    "wider_heads": "dmlkd.distill:WiderHeadsTeacher",
 }
 
 SCHEDULES = {
@@ -72,9 +76,14 @@ SCHEDULES = {
 PML_PARTS = {
     "distance": "distances",
     "embedding_regularizer": "regularizers",
+    "loss": "losses",
+    "miner": "miners",
     "reducer": "reducers",
     "weight_regularizer": "regularizers",
 }
+
+# Classes of pytorch-metric-learning that we mend.
+_OURS = {("losses", "CrossBatchMemory"): "dmlkd.training.cross_batch:CrossBatchMemory"}
 
 # Base classes, and wrappers that take losses as arguments.
 _NOT_BY_NAME = frozenset(
@@ -85,7 +94,6 @@ _NOT_BY_NAME = frozenset(
         "BaseDistance",
         "BaseReducer",
         "BaseRegularizer",
-        "CrossBatchMemory",
         "EmbeddingRegularizerMixin",
         "GenericPairLoss",
         "MultipleLosses",
@@ -124,6 +132,8 @@ def metric_learning_class(kind: str, name: str, path: tuple[str | int, ...]) -> 
     Raises:
         ConfigError: for a name that is not there, or stands for a base class or a wrapper.
     """
+    if (kind, name) in _OURS:
+        return load(_OURS[kind, name])  # type: ignore[no-any-return]
     module = import_module(f"pytorch_metric_learning.{kind}")
     classes = {n: c for n, c in vars(module).items() if isclass(c) and n not in _NOT_BY_NAME}
     return lookup(classes, f"class of pytorch_metric_learning.{kind}", name, path)  # type: ignore[no-any-return]

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
+from torch.nn import functional as F
 
 Need = Literal["embeddings", "features", "logits", "stages"]
 """A field of :class:`Signals` that a distillation method can ask for."""
@@ -22,6 +23,10 @@ class Batch(NamedTuple):
     labels: Tensor
     rows: Tensor
 
+    def take(self, positions: Tensor) -> "Batch":
+        """The images at some positions (K,) of the batch."""
+        return Batch(*(field[positions] for field in self))
+
 
 class Signals(NamedTuple):
     """What a network says of a batch of B images.
@@ -38,6 +43,15 @@ class Signals(NamedTuple):
     logits: Tensor | None = None
     stages: tuple[Tensor, ...] | None = None
 
+    def take(self, positions: Tensor) -> "Signals":
+        """What is said of the images at some positions (K,) of the batch."""
+        return Signals(
+            self.embeddings[positions],
+            None if self.features is None else self.features[positions],
+            None if self.logits is None else self.logits[positions],
+            None if self.stages is None else tuple(stage[positions] for stage in self.stages),
+        )
+
 
 class SignalNetwork(Protocol):
     """A network that can be trained and can teach: anything with this method and :class:`torch.nn.Module` below it."""
@@ -45,3 +59,8 @@ class SignalNetwork(Protocol):
     def signals(self, images: Tensor, needs: Collection[Need] = ()) -> Signals:
         """One forward pass; fields outside ``needs`` may be left None, embeddings never."""
         ...
+
+
+def unit_length(vectors: Tensor) -> Tensor:
+    """Vectors (B, D) scaled to unit length, in float32 or wider."""
+    return F.normalize(vectors if vectors.dtype.itemsize >= 4 else vectors.float(), dim=1)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from dmlkd import __version__
+from dmlkd.cli.audit import audit
 from dmlkd.cli.compare import compare
 from dmlkd.cli.data import app as data
 from dmlkd.cli.evaluate import evaluate
@@ -24,6 +25,7 @@ app = typer.Typer(
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("compare")(compare)
+app.command("audit")(audit)
 app.add_typer(data)
 
 

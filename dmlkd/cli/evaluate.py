@@ -47,6 +47,13 @@ def evaluate(
     search: Annotated[str, typer.Option(help="Parameters of its search, such as efSearch=128.")] = "",
     sample: Annotated[int | None, typer.Option(help="Score only so many queries.")] = None,
     seed: Annotated[int, typer.Option(help="Of k-means and the sample.")] = 0,
+    expand: Annotated[
+        str | None, typer.Option(help="Move embeddings towards their neighbours first: queries, database or both.")
+    ] = None,
+    rerank: Annotated[str | None, typer.Option(help="Re-rank the neighbours: k_reciprocal or diffusion.")] = None,
+    structure: Annotated[
+        bool, typer.Option("--structure", help="Add how the embeddings lie in space: spectrum, distances, hubs.")
+    ] = False,
     intervals: Annotated[bool, typer.Option("--intervals", help="Add 95 % intervals.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON instead of a table.")] = False,
     per_query: Annotated[Path | None, typer.Option(help="Write each query's values to this .parquet file.")] = None,
@@ -69,26 +76,45 @@ def evaluate(
     else:
         assert model is not None
         source = _of_model(model, data, root, options or [])
-    from dmlkd.retrieval import DEFAULT_METRICS, Index, Scores
-    from dmlkd.retrieval import evaluate as measure
+    from dmlkd.retrieval import DEFAULT_METRICS, Index
     from dmlkd.retrieval.metrics import CLUSTERING
 
     chosen = metrics or source.metrics or DEFAULT_METRICS
-    # A clustering has no queries and gallery: of the metrics that nobody asked for here it is left out.
-    separate = source.arguments.get("gallery") is not None
-    names = list(chosen) if metrics else [n for n in chosen if not separate or n not in CLUSTERING]
+    # A clustering has no queries and gallery, nor an order to change: if nobody asked for it here it is left out.
+    unclustered = source.arguments.get("gallery") is not None or expand is not None or rerank is not None
+    names = list(chosen) if metrics else [n for n in chosen if not unclustered or n not in CLUSTERING]
     extra = [] if plot is None else [f"recall@{k}" for k in _CURVE if f"recall@{k}" not in names]
-    scores: Scores = measure(
-        **source.arguments,
-        metrics=names + extra,
-        distance=distance,  # type: ignore[arg-type]
-        average=average,  # type: ignore[arg-type]
-        index=None if index is None else Index(index, search),
-        sample=sample,
-        seed=seed,
-    )
+    if structure and source.arguments.get("gallery") is not None:
+        raise UserError("--structure is of one set of embeddings, here there are queries and a gallery")
+    options_of_search = {
+        "distance": distance,
+        "average": average,
+        "index": None if index is None else Index(index, search),
+        "sample": sample,
+    }
+    if expand is None and rerank is None:
+        from dmlkd.retrieval import evaluate as measure
+
+        scores = measure(**source.arguments, metrics=names + extra, seed=seed, **options_of_search)  # type: ignore[arg-type]
+    else:
+        scores = _postprocessed(source, names + extra, expand, rerank, options_of_search)
     _write(scores, source.label, per_query, plot)
-    _show(scores, names, source, intervals=intervals, json=json)
+    _show(scores, names, source, intervals=intervals, json=json, structure=structure)
+
+
+def _postprocessed(
+    source: _Source, metrics: list[str], expand: str | None, rerank: str | None, options: dict[str, Any]
+) -> "Scores":
+    from dmlkd.retrieval.postprocessing import evaluate_postprocessed
+
+    for name, value in options.items():
+        if value not in (None, "cosine", "micro"):
+            raise UserError(f"--{name} does not go with --{'rerank' if expand is None else 'expand'}")
+    arguments = dict(source.arguments)
+    ids = [arguments.pop(name, None) for name in ("query_ids", "gallery_ids")]
+    if ids[1] is not None or (ids[0] is not None and len(set(ids[0])) < len(ids[0])):
+        raise UserError("identities that are left out of the search do not go with --expand and --rerank")
+    return evaluate_postprocessed(**arguments, metrics=metrics, expand=expand, rerank=rerank)  # type: ignore[arg-type]
 
 
 def _refuse_strays(kind: str, **options: object) -> None:
@@ -168,21 +194,29 @@ def _write(scores: "Scores", label: str, per_query: Path | None, plot: Path | No
         plot_recall(plot, {label: scores})
 
 
-def _show(scores: "Scores", names: list[str], source: _Source, *, intervals: bool, json: bool) -> None:
+def _show(scores: "Scores", names: list[str], source: _Source, *, intervals: bool, json: bool, structure: bool) -> None:
     shown = {name: scores[name] for name in names}
     ends = {n: scores.interval(n) for n in names if n in scores.per_query} if intervals else {}
     counts: dict[str, Any] = {"queries": scores.queries, "left_out": scores.left_out}
     if scores.search_recall is not None:
         counts["search_recall"] = scores.search_recall
+    lie: dict[str, float] = {}
+    if structure:
+        from dmlkd.retrieval.structure import structure as measure
+
+        lie = measure(source.arguments["embeddings"], source.arguments["labels"])._asdict()
     if json:
         from json import dumps
 
-        print(dumps({**shown, **counts, **({"intervals": ends} if intervals else {})}, indent=2))
+        more = {**({"intervals": ends} if intervals else {}), **({"structure": lie} if structure else {})}
+        print(dumps({**shown, **counts, **more}, indent=2))
         return
     rows = {source.label: shown}
     if intervals:
         rows |= {f"95 % {end}": {n: ends[n][i] for n in ends} for i, end in enumerate(("from", "to"))}
     print_scores(f"Retrieval of {scores.queries} queries {source.title}, in %", rows)
     print_left_out(scores.left_out)
+    for name, value in lie.items():
+        print(f"{name:<14}{value:.4f}")
     if scores.search_recall is not None:
         print(f"the index found {100 * scores.search_recall:.1f} % of the true nearest neighbours")

@@ -16,6 +16,9 @@ from dmlkd.errors import ConfigError, suggestion
 SUPPLIED_TO_LOSSES = ("num_classes", "embedding_size", "descriptors_dim")
 """Arguments of metric losses that the data and the model settle."""
 
+SUPPLIED_TO_TEACHERS = ("network", "rows", "dim", "features", "metric_loss", "miner")
+"""Arguments of teachers that the rest of the configuration settles."""
+
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, YamlSource]:
     """Read a configuration file and apply ``a.b.0.c=value`` overrides.
@@ -114,7 +117,7 @@ def check_metric_learning(kind: str, part: Part, path: Keys, supplied: Sequence[
     arguments = checked(target, part.arguments, path, supplied=[s for s in supplied if s not in part.arguments])
     for key, value in arguments.items():
         if key in registry.PML_PARTS:
-            check_metric_learning(registry.PML_PARTS[key], nested_part(value, (*path, key)), (*path, key))
+            check_metric_learning(registry.PML_PARTS[key], nested_part(value, (*path, key)), (*path, key), supplied)
 
 
 def nested_part(value: Any, path: Keys) -> Part:
@@ -130,7 +133,7 @@ def _check_term(term: TermConfig, path: Keys) -> None:
     checked(registry.load(entry.method), term.arguments, path)
     if term.teacher:
         teacher = registry.lookup(registry.TEACHERS, "teacher", term.teacher.name, (*path, "teacher"))
-        checked(teacher, term.teacher.arguments, (*path, "teacher"), supplied=("network",))
+        checked(teacher, term.teacher.arguments, (*path, "teacher"), supplied=SUPPLIED_TO_TEACHERS)
     if term.schedule:
         schedule = registry.lookup(registry.SCHEDULES, "schedule", term.schedule.name, (*path, "schedule"))
         checked(schedule, term.schedule.arguments, (*path, "schedule"))

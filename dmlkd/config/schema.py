@@ -68,8 +68,14 @@ class TrainConfig(_Section):
     epochs: int = Field(default=20, ge=1)
     batch_size: int = Field(default=112, ge=1)
     per_class: int = Field(default=4, ge=1)
+    sampler: Literal["without_replacement", "published"] = Field(
+        default="without_replacement", description="published: classes and images of a batch are drawn with replacement"
+    )
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     lr: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
+    metric_loss_lr: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="of the metric loss's own weights; None: lr"
+    )
     weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"

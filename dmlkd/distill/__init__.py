@@ -3,12 +3,16 @@
 Imports torch alone: neither Lightning nor FAISS nor the trainer.
 """
 
-from dmlkd.distill.functional import listwise_kl
+from dmlkd.distill.diffusion import OnlineBatchDiffusion, diffused_lists
+from dmlkd.distill.functional import divergence_from_lists, listwise_divergence
+from dmlkd.distill.heads import WiderHeadsTeacher
 from dmlkd.distill.lsd import ListwiseSelfDistillation
+from dmlkd.distill.memory import RememberedTeacher, RowMemory
 from dmlkd.distill.method import DistillationMethod
 from dmlkd.distill.schedules import Constant, Cosine, LinearRamp, Schedule, WarmUp
 from dmlkd.distill.teachers import (
     FrozenTeacher,
+    Lesson,
     MovingAverageTeacher,
     PreviousEpochTeacher,
     SnapshotTeacher,
@@ -20,13 +24,20 @@ __all__ = [
     "Cosine",
     "DistillationMethod",
     "FrozenTeacher",
+    "Lesson",
     "LinearRamp",
     "ListwiseSelfDistillation",
     "MovingAverageTeacher",
+    "OnlineBatchDiffusion",
     "PreviousEpochTeacher",
+    "RememberedTeacher",
+    "RowMemory",
     "Schedule",
     "SnapshotTeacher",
     "Teacher",
     "WarmUp",
-    "listwise_kl",
+    "WiderHeadsTeacher",
+    "diffused_lists",
+    "divergence_from_lists",
+    "listwise_divergence",
 ]

@@ -1,9 +1,9 @@
-"""Teachers: where soft targets come from. All are frozen; none gives its weights to an optimiser."""
+"""Teachers: where soft targets come from. What they say never carries a gradient."""
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Collection
-from typing import Any, Literal
+from collections.abc import Collection, Iterable
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,35 @@ from dmlkd.signals import Batch, Need, Signals
 Mode = Literal["eval", "train"]
 
 
+class Lesson(NamedTuple):
+    """What a teacher says of a batch of B images.
+
+    Attributes:
+        signals: one for each network that teaches, mostly one; without gradient.
+        shares: the share of each in the loss of a term: sum of share times loss.
+        positions: (K,) positions in the batch that ``signals`` are of, ascending; None: all B.
+        loss: a loss that trains the teacher itself, with gradient; None: it is not trained.
+    """
+
+    signals: tuple[Signals, ...]
+    shares: tuple[float, ...] = (1.0,)
+    positions: Tensor | None = None
+    loss: Tensor | None = None
+
+
 class Teacher(nn.Module, ABC):
-    """Base of the teachers. Its state is in ``state_dict()``, and so in the checkpoint of whatever holds it."""
+    """Base of the teachers. Its state is in ``state_dict()``, and so in the checkpoint of whatever holds it.
+
+    Attributes:
+        gives: the fields of :class:`~dmlkd.signals.Signals` that it can be asked for.
+        student_needs: fields of the student's signals that it reads.
+        every_step: whether it is asked in every training step, also while its terms weigh nothing, because it learns
+            or remembers something from each.
+    """
+
+    gives: ClassVar[frozenset[Need]] = frozenset({"embeddings", "features", "logits", "stages"})
+    student_needs: ClassVar[frozenset[Need]] = frozenset()
+    every_step: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -25,8 +52,18 @@ class Teacher(nn.Module, ABC):
         """Whether there is something to teach yet; a term whose teacher is not ready has weight 0."""
 
     @abstractmethod
-    def signals(self, batch: Batch, needs: Collection[Need]) -> Signals:
-        """What the teacher says of a batch, without gradient; fields outside ``needs`` may be None."""
+    def teach(self, *, batch: Batch, student: Signals, needs: Collection[Need]) -> Lesson:
+        """What the teacher says of a batch.
+
+        Args:
+            batch: images, labels and row numbers.
+            student: what the student says of the same images, with gradient.
+            needs: the fields that are read of what it says; the others may be None.
+        """
+
+    def loss_parameters(self) -> Iterable[nn.Parameter]:
+        """The weights of metric losses that it trains itself with."""
+        return ()
 
     def start_epoch(self, network: nn.Module, epoch: int) -> None:
         """Called before each epoch, counted from 0, with the student as it is then. May be called twice for one."""
@@ -72,9 +109,8 @@ class FrozenTeacher(Teacher):
 
     @override
     @torch.no_grad()
-    def signals(self, batch: Batch, needs: Collection[Need]) -> Signals:
-        signals: Signals = self._teaching.signals(batch.images, needs)  # type: ignore[operator]
-        return signals
+    def teach(self, *, batch: Batch, student: Signals, needs: Collection[Need]) -> Lesson:
+        return Lesson((self._teaching.signals(batch.images, needs),))  # type: ignore[operator]
 
     @override
     def train(self, mode: bool = True) -> "FrozenTeacher":

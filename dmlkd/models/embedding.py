@@ -7,11 +7,10 @@ from typing import Any, Literal
 
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dmlkd.errors import ConfigError
 from dmlkd.models.backbones import build_trunk
-from dmlkd.signals import Need, Signals
+from dmlkd.signals import Need, Signals, unit_length
 
 
 class EmbeddingModel(
@@ -98,11 +97,8 @@ class EmbeddingModel(
         stages = self.trunk(images)
         last = stages[-1]
         features = self.pool(last).flatten(1) if self.trunk.spatial else last
-        embeddings = self.head(features)
-        if embeddings.dtype.itemsize < 4:
-            embeddings = embeddings.float()
         return Signals(
-            embeddings=F.normalize(embeddings, dim=1),
+            embeddings=unit_length(self.head(features)),
             features=features,
             stages=stages if "stages" in needs else None,
         )

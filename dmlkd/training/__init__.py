@@ -3,9 +3,10 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from dmlkd.training.drop_in import SelfDistilled
 from dmlkd.training.objective import Losses, Objective, Term
 
-__all__ = ["EmbeddingModule", "FitResult", "Losses", "Objective", "Term", "fit", "run"]
+__all__ = ["EmbeddingModule", "FitResult", "Losses", "Objective", "SelfDistilled", "Term", "fit", "run"]
 
 _NEED_LIGHTNING = {
     "EmbeddingModule": "dmlkd.training.module",

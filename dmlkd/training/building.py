@@ -3,10 +3,12 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
-from pytorch_metric_learning.losses import P2SGradLoss
+from numpy.typing import NDArray
+from pytorch_metric_learning.losses import CrossBatchMemory, P2SGradLoss
 from pytorch_metric_learning.losses.mixins import WeightMixin
 from torch import nn
 
@@ -60,7 +62,8 @@ def build(config: RunConfig) -> Parts:
     data = build_data(config.data, seed=config.train.seed)
     sampler = build_sampler(data.train, config.train)
     model = _built(EmbeddingModel, config.model, ("model",), in_channels=data.train.channels)
-    return Parts(data, model, build_objective(config, model, classes=int(data.train.targets.max()) + 1), sampler)
+    classes = int(data.train.targets.max()) + 1
+    return Parts(data, model, build_objective(config, model, classes=classes, rows=len(data.train)), sampler)
 
 
 def _check_accelerator(train: TrainConfig) -> None:
@@ -77,11 +80,7 @@ def build_data(config: DataConfig, *, seed: int) -> DataSplits:
         DataError: if the images are not there, incomplete or too few, or a test class is trained on.
     """
     source = _source(config)
-    train, val = _validation(source.table, config, seed=seed)
-    true_labels = None
-    if config.noise:
-        true_labels = train.labels
-        train = train.relabelled(noisy_labels(true_labels, config.noise, kind=config.noise_kind, seed=seed))
+    train, val, true_labels = _training_rows(source.table, config, seed)
     on_device = None
     prepared = source
     if config.on_device:
@@ -96,6 +95,38 @@ def build_data(config: DataConfig, *, seed: int) -> DataSplits:
         skipped=source.skipped,
         on_device=on_device,
     )
+
+
+class TrainingImages(NamedTuple):
+    """The images a run trains on, prepared as for testing.
+
+    Attributes:
+        images: in row order, their labels noisy where ``true_labels`` says otherwise.
+        class_names: aligned with ``np.unique(images.labels)``.
+        true_labels: (N,) labels before noise; None: there is no noise.
+    """
+
+    images: ImageDataset
+    class_names: NDArray[np.str_]
+    true_labels: NDArray[np.int64] | None
+
+
+def build_training_images(config: DataConfig, *, seed: int) -> TrainingImages:
+    """Read the training images of :func:`build_data` with the transform of testing."""
+    source = _source(config)
+    rows, _, true_labels = _training_rows(source.table, config, seed)
+    return TrainingImages(source.dataset(rows), rows.class_names, true_labels)
+
+
+def _training_rows(
+    table: ImageTable, config: DataConfig, seed: int
+) -> tuple[ImageTable, ImageTable | None, NDArray[np.int64] | None]:
+    """The rows to train on, those held out for validation, and the labels before noise where there is noise."""
+    train, val = _validation(table, config, seed=seed)
+    if not config.noise:
+        return train, val, None
+    noisy = noisy_labels(train.labels, config.noise, kind=config.noise_kind, seed=seed)
+    return train.relabelled(noisy), val, train.labels
 
 
 def _on_device(preprocessing: Preprocessing) -> BatchPipeline:
@@ -180,25 +211,42 @@ def _validation(table: ImageTable, config: DataConfig, *, seed: int) -> tuple[Im
 def build_sampler(dataset: ImageDataset, train: TrainConfig) -> ClassBalancedBatchSampler:
     """The batches that a training section asks for."""
     return ClassBalancedBatchSampler(
-        dataset.targets, batch_size=train.batch_size, per_class=train.per_class, seed=train.seed
+        dataset.targets,
+        batch_size=train.batch_size,
+        per_class=train.per_class,
+        seed=train.seed,
+        replacement=train.sampler == "published",
     )
 
 
-def build_objective(config: RunConfig, model: EmbeddingModel, *, classes: int) -> Objective:
-    """Build metric loss, miner and distillation terms for a model and a number of training classes."""
-    sizes = {"num_classes": classes, "embedding_size": model.dim, "descriptors_dim": model.dim}
-    loss = _metric_learning("losses", config.metric_loss, ("metric_loss",), sizes)
-    if config.train.per_class < 2 and not isinstance(loss, WeightMixin | P2SGradLoss):
+def build_objective(config: RunConfig, model: EmbeddingModel, *, classes: int, rows: int) -> Objective:
+    """Build metric loss, miner and distillation terms for a model and a number of training classes and images."""
+
+    def metric_loss(dim: int) -> nn.Module:
+        sizes = {"num_classes": classes, "embedding_size": dim, "descriptors_dim": dim}
+        loss: nn.Module = _metric_learning("losses", config.metric_loss, ("metric_loss",), sizes)
+        return loss
+
+    loss = metric_loss(model.dim)
+    if config.train.per_class < 2 and not isinstance(loss, WeightMixin | P2SGradLoss | CrossBatchMemory):
         raise ConfigError(
             f"{config.metric_loss.name} compares images of one class, so a batch needs at least 2 of each, "
             f"got {config.train.per_class}",
             ("train", "per_class"),
         )
     miner = _metric_learning("miners", config.miner, ("miner",), {}) if config.miner else None
-    return Objective(loss, _terms(config.distill, model), miner=miner)
+    supplies = {
+        "network": model,
+        "rows": rows,
+        "dim": model.dim,
+        "features": model.trunk.channels,
+        "metric_loss": metric_loss,
+        "miner": miner,
+    }
+    return Objective(loss, _terms(config.distill, supplies), miner=miner)
 
 
-def _terms(configs: tuple[TermConfig, ...], model: nn.Module) -> list[Term]:
+def _terms(configs: tuple[TermConfig, ...], supplies: Mapping[str, Any]) -> list[Term]:
     """The terms; equal teachers are one teacher, and a method named twice has its index in its names."""
     teachers: dict[str, Teacher] = {}
     names = [config.name for config in configs]
@@ -210,7 +258,8 @@ def _terms(configs: tuple[TermConfig, ...], model: nn.Module) -> list[Term]:
         teacher = config.teacher or (Part(name=entry.teacher) if entry.teacher else None)
         if teacher is not None and (key := teacher.model_dump_json()) not in teachers:
             kind = registry.lookup(registry.TEACHERS, "teacher", teacher.name, (*path, "teacher"))
-            teachers[key] = _built(kind, teacher.arguments, (*path, "teacher"), network=model)
+            supplied = {name: value for name, value in supplies.items() if name in parameters(kind)}
+            teachers[key] = _built(kind, teacher.arguments, (*path, "teacher"), **supplied)
         schedule = config.schedule or Part(name=entry.schedule)
         curve: type[Schedule] = registry.lookup(registry.SCHEDULES, "schedule", schedule.name, (*path, "schedule"))
         terms.append(
@@ -232,7 +281,7 @@ def _metric_learning(kind: str, part: Part, path: Keys, sizes: Mapping[str, int]
     """A part of pytorch-metric-learning, with the parts among its arguments and the sizes that it asks for."""
     target = registry.metric_learning_class(kind, part.name, (*path, "name"))
     arguments = {
-        key: _metric_learning(registry.PML_PARTS[key], nested_part(value, (*path, key)), (*path, key), {})
+        key: _metric_learning(registry.PML_PARTS[key], nested_part(value, (*path, key)), (*path, key), sizes)
         if key in registry.PML_PARTS
         else value
         for key, value in part.arguments.items()

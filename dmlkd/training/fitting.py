@@ -1,9 +1,10 @@
 """``fit``: one training run in Lightning's Trainer."""
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import Callback, LightningDataModule, Trainer
@@ -85,7 +86,13 @@ def fit(
         DataError: if there are fewer classes than a batch needs.
     """
     sampler = sampler or build_sampler(data.train, train)
-    module = EmbeddingModule(model, objective, optimizer=_optimizer(train), epochs=train.epochs)
+    module = EmbeddingModule(
+        model,
+        objective,
+        optimizer=optimizer(train),
+        epochs=train.epochs,
+        metric_loss_lr=train.metric_loss_lr,
+    )
     shown = progress()
     history = History(out / "log.csv")
     with quiet_lightning(), clear_errors():
@@ -150,5 +157,6 @@ def _checkpoint(folder: Path, *, validated: bool) -> ModelCheckpoint:
     )
 
 
-def _optimizer(train: TrainConfig) -> Callable[[Iterable[nn.Parameter]], Optimizer]:
+def optimizer(train: TrainConfig) -> Callable[[list[dict[str, Any]]], Optimizer]:
+    """What makes the optimiser of a training section, from parameter groups."""
     return functools.partial(_OPTIMIZERS[train.optimizer], lr=train.lr, weight_decay=train.weight_decay)

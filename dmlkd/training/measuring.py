@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dmlkd.config import DataConfig, checked_data, load_config
+from dmlkd.config import DataConfig, checked_data
 from dmlkd.data import ImageDataset
 from dmlkd.data.preprocessing import load_transforms
 from dmlkd.errors import DataError, UserError
@@ -17,7 +17,7 @@ from dmlkd.models import EmbeddingModel
 from dmlkd.retrieval import Scores, evaluate
 from dmlkd.retrieval.metrics import CLUSTERING
 from dmlkd.training.building import build_preprocessing, build_test_data
-from dmlkd.training.loading import load_model
+from dmlkd.training.loading import load_model, load_run
 
 
 class Embedded(NamedTuple):
@@ -89,13 +89,8 @@ def embed_run(folder: Path) -> Embedded:
     Raises:
         UserError: if the folder is no finished run, or the images are not there any more.
     """
-    if not folder.is_dir():
-        raise UserError(f"run folder {folder} does not exist")
-    for name in ("config.yaml", "model/config.json", "model/model.safetensors"):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder} is not a finished run: it has no {name}")
-    config, _ = load_config(folder / "config.yaml")
-    return _embedded(load_model(folder / "model"), config.data, folder / "model", config.eval.metrics)
+    run = load_run(folder)
+    return _embedded(run.model, run.config.data, folder / "model", run.config.eval.metrics)
 
 
 def embed_saved(model: Path, data: DataConfig) -> Embedded:

@@ -1,6 +1,7 @@
 """The Lightning module: a model and an objective in Lightning's training loop."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from typing import Any
 
 import lightning
 import torch
@@ -20,13 +21,14 @@ class EmbeddingModule(lightning.LightningModule):
     """Trains a model with an objective, and measures retrieval on the validation split after each epoch.
 
     Logs per epoch: ``train/loss``, ``train/metric``, ``train/NAME`` and ``weight/NAME`` of each distillation term,
-    ``val/recall@1`` and ``val/map@r``.
+    ``train/NAME_teacher`` where its teacher is itself trained, ``val/recall@1`` and ``val/map@r``.
 
     Args:
         model: what is trained; has ``signals`` (:class:`~dmlkd.signals.SignalNetwork`).
         objective: the losses; trainable weights of the metric loss are trained with the model's.
-        optimizer: makes the optimiser for the parameters it is given.
+        optimizer: makes the optimiser for the parameter groups it is given.
         epochs: for the schedules.
+        metric_loss_lr: learning rate of the weights of metric losses, such as proxies; None: the optimiser's own.
     """
 
     def __init__(
@@ -34,13 +36,15 @@ class EmbeddingModule(lightning.LightningModule):
         model: nn.Module,
         objective: Objective,
         *,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        optimizer: Callable[[list[dict[str, Any]]], Optimizer],
         epochs: int,
+        metric_loss_lr: float | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
         self.epochs = epochs
+        self.metric_loss_lr = metric_loss_lr
         self._optimizer = optimizer
         self._validated: list[tuple[Tensor, Tensor]] = []
         self._first_bad_step: Tensor | None = None
@@ -48,7 +52,15 @@ class EmbeddingModule(lightning.LightningModule):
 
     @override
     def configure_optimizers(self) -> Optimizer:
-        return self._optimizer([p for p in self.parameters() if p.requires_grad])
+        of_losses = [p for p in self.objective.loss_parameters() if p.requires_grad]
+        apart = {id(p) for p in of_losses}
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in self.parameters() if p.requires_grad and id(p) not in apart]}
+        ]
+        if of_losses:
+            own = {} if self.metric_loss_lr is None else {"lr": self.metric_loss_lr}
+            groups.append({"params": of_losses, **own})
+        return self._optimizer(groups)
 
     @override
     def on_train_epoch_start(self) -> None:
@@ -61,6 +73,7 @@ class EmbeddingModule(lightning.LightningModule):
         losses: Losses = self.objective(signals, batch)
         values: dict[str, Tensor | float] = {"train/loss": losses.total, "train/metric": losses.metric}
         values.update({f"train/{name}": loss for name, loss in losses.distill.items()})
+        values.update({f"train/{name}_teacher": loss for name, loss in losses.teachers.items()})
         values.update({f"weight/{name}": weight for name, weight in losses.weights.items()})
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch.labels))
         self._watch(losses.total)

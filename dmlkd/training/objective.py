@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from dmlkd.distill import Constant, DistillationMethod, Schedule, Teacher
+from dmlkd.distill import Constant, DistillationMethod, Lesson, Schedule, Teacher
 from dmlkd.signals import Batch, Need, Signals
 
 _CONSTANT = Constant()
@@ -20,27 +21,33 @@ class Term:
     Args:
         method: the target and the comparison.
         teacher: where the target comes from; terms given the same object share its forward pass. None for a method
-            that needs none.
+            that needs none, and where the teacher's embeddings are handed in (:class:`~dmlkd.SelfDistilled`).
         weight: >= 0.
         schedule: factor on the weight for each epoch.
         name: in logs; None: the name of the method's class.
 
     Raises:
-        ValueError: for a bad weight, or a teacher that is missing or not needed.
+        ValueError: for a bad weight, a teacher for a method that takes none, or one that lacks what the method reads.
     """
 
     method: DistillationMethod
-    teacher: Teacher | None
-    weight: float
+    teacher: Teacher | None = None
+    weight: float = 1.0
     schedule: Schedule = _CONSTANT
     name: str | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.weight) and self.weight >= 0):
             raise ValueError(f"weight must be a finite number of at least 0, got {self.weight!r}")
-        if bool(self.method.teacher_needs) != (self.teacher is not None):
-            wants = "needs a teacher" if self.method.teacher_needs else "takes no teacher"
-            raise ValueError(f"{type(self.method).__name__} {wants}, got teacher={self.teacher!r}")
+        if self.teacher is None:
+            return
+        name = type(self.method).__name__
+        if not self.method.teacher_needs:
+            raise ValueError(f"{name} takes no teacher, got {type(self.teacher).__name__}")
+        if missing := self.method.teacher_needs - self.teacher.gives:
+            raise ValueError(
+                f"{name} needs its teacher's {', '.join(sorted(missing))}, got {type(self.teacher).__name__}"
+            )
 
     @property
     def label(self) -> str:
@@ -52,15 +59,17 @@ class Losses(NamedTuple):
     """The losses of one step.
 
     Attributes:
-        total: the scalar to call ``backward()`` on: metric + sum of weights times distillation losses.
+        total: the scalar to call ``backward()`` on: metric + sum of weights times distillation losses + teachers' own.
         metric: the metric loss.
         distill: each distillation loss by the name of its term, unweighted; only terms whose weight is not 0.
+        teachers: the losses of teachers that are themselves trained, by the name of their first term.
         weights: the weight of every term in this step, 0 included.
     """
 
     total: Tensor
     metric: Tensor
     distill: dict[str, Tensor]
+    teachers: dict[str, Tensor]
     weights: dict[str, float]
 
 
@@ -68,8 +77,9 @@ class Objective(nn.Module):
     """A metric loss of pytorch-metric-learning plus any number of distillation terms.
 
     Call :meth:`start_epoch` before each epoch, the objective on each batch, and :meth:`after_step` after each step.
-    A term whose weight is 0, or whose teacher has nothing to teach yet, costs nothing. Metric loss, methods and
-    teachers are submodules: they move with the objective and are in its ``state_dict()``; teachers are frozen.
+    A term whose weight is 0, or whose teacher has nothing to teach yet, costs nothing, unless its teacher learns from
+    every step. Metric loss, methods and teachers are submodules: they move with the objective and are in its
+    ``state_dict()``.
 
     Args:
         metric_loss: called as ``metric_loss(embeddings, labels, indices)``.
@@ -77,7 +87,7 @@ class Objective(nn.Module):
         miner: called as ``miner(embeddings, labels)``; gives the indices. None: the loss takes all pairs or triplets.
 
     Raises:
-        ValueError: if two terms have one name.
+        ValueError: if two terms have one name, or one has no teacher and needs it.
 
     >>> import torch
     >>> from pytorch_metric_learning.losses import ContrastiveLoss
@@ -109,6 +119,9 @@ class Objective(nn.Module):
         names = [term.label for term in terms]
         if len(set(names)) < len(names):
             raise ValueError(f"terms must have different names, got {names}")
+        for term in terms:
+            if term.method.teacher_needs and term.teacher is None:
+                raise ValueError(f"{type(term.method).__name__} needs a teacher, got None")
         self.metric_loss = metric_loss
         self.miner = miner
         self.terms = tuple(terms)
@@ -118,8 +131,9 @@ class Objective(nn.Module):
 
     @property
     def student_needs(self) -> frozenset[Need]:
-        """What to ask the student for: the union of what the terms read."""
-        return frozenset[Need]().union(*(term.method.student_needs for term in self.terms))
+        """What to ask the student for: the union of what methods and teachers read."""
+        methods = (term.method.student_needs for term in self.terms)
+        return frozenset[Need]().union(*methods, *(teacher.student_needs for teacher in self._teachers()))
 
     @property
     def weights(self) -> dict[str, float]:
@@ -152,6 +166,11 @@ class Objective(nn.Module):
         for teacher in self._teachers():
             teacher.after_step(network)
 
+    def loss_parameters(self) -> list[nn.Parameter]:
+        """The weights of the metric losses, such as proxies: the objective's own and those of its teachers."""
+        own = list(self.metric_loss.parameters()) if isinstance(self.metric_loss, nn.Module) else []
+        return own + [p for teacher in self._teachers() for p in teacher.loss_parameters()]
+
     def _teachers(self) -> list[Teacher]:
         return list({id(t.teacher): t.teacher for t in self.terms if t.teacher is not None}.values())
 
@@ -164,25 +183,49 @@ class Objective(nn.Module):
         """
         indices = self.miner(student.embeddings, batch.labels) if self.miner is not None else None
         metric = self.metric_loss(student.embeddings, batch.labels, indices)
-        weights = self.weights
-        active = [term for term in self.terms if weights[term.label]]
-        taught = self._teach(active, batch)
-        distill = {
-            term.label: term.method.from_signals(batch=batch, student=student, teacher=taught.get(id(term.teacher)))
-            for term in active
-        }
-        total = metric
-        for name, loss in distill.items():
-            total = total + weights[name] * loss
-        return Losses(total, metric, distill, weights)
+        return self.with_terms(metric, student, batch)
 
-    def _teach(self, active: Sequence[Term], batch: Batch) -> dict[int, Signals]:
-        """Each distinct teacher's signals, computed once with the union of what its terms read."""
-        needs: dict[int, frozenset[Need]] = {}
-        teachers: dict[int, Teacher] = {}
-        for term in active:
-            if term.teacher is not None:
-                key = id(term.teacher)
-                teachers[key] = term.teacher
-                needs[key] = needs.get(key, frozenset()) | term.method.teacher_needs
-        return {key: teacher.signals(batch, needs[key]) for key, teacher in teachers.items()}
+    def with_terms(self, metric: Tensor, student: Signals, batch: Batch) -> Losses:
+        """Add the terms to a metric loss that is computed already; arguments as of :meth:`forward`."""
+        weights = self.weights
+        lessons = self._teach(weights, student, batch)
+        distill: dict[str, Tensor] = {}
+        teachers: dict[str, Tensor] = {}
+        total = metric
+        for term in self.terms:
+            lesson = lessons.get(id(term.teacher))
+            if weights[term.label]:
+                distill[term.label] = _distillation(term.method, lesson, student, batch)
+                total = total + weights[term.label] * distill[term.label]
+        for teacher in self._teachers():
+            lesson = lessons.get(id(teacher))
+            if lesson is not None and lesson.loss is not None:
+                first = next(term.label for term in self.terms if term.teacher is teacher)
+                teachers[first] = lesson.loss
+                total = total + lesson.loss
+        return Losses(total, metric, distill, teachers, weights)
+
+    def _teach(self, weights: dict[str, float], student: Signals, batch: Batch) -> dict[int, Lesson]:
+        """What each distinct teacher says, asked once for the union of what its active terms read."""
+        lessons = {}
+        for teacher in self._teachers():
+            active = [term for term in self.terms if term.teacher is teacher and weights[term.label]]
+            if active or teacher.every_step:
+                needs = frozenset[Need]().union(*(term.method.teacher_needs for term in active))
+                lessons[id(teacher)] = teacher.teach(batch=batch, student=student, needs=needs)
+        return lessons
+
+
+def _distillation(method: DistillationMethod, lesson: Lesson | None, student: Signals, batch: Batch) -> Tensor:
+    """The loss of one method: the sum over the networks that teach, of the images that they know."""
+    if lesson is None:
+        return method.from_signals(batch=batch, student=student, teacher=None)
+    if lesson.positions is not None:
+        if len(lesson.positions) < 2:
+            return student.embeddings.new_zeros(())
+        batch, student = batch.take(lesson.positions), student.take(lesson.positions)
+    losses = [
+        share * method.from_signals(batch=batch, student=student, teacher=signals)
+        for share, signals in zip(lesson.shares, lesson.signals, strict=True)
+    ]
+    return torch.stack(losses).sum()

@@ -105,7 +105,12 @@ BAD_FILES = [
     (GOOD.replace("dim: 64", "dim: wide"), "run.yaml:2: model.dim: must be a valid integer"),
     (GOOD.replace("alpha: 2", "alpha: two"), "run.yaml:3: metric_loss.alpha: must be a number, got 'two'"),
     (GOOD.replace("MultiSimilarityLoss", "MultiSimilarity"), "did you mean 'MultiSimilarityLoss'?"),
-    (GOOD.replace("MultiSimilarityLoss", "CrossBatchMemory"), "unknown class of pytorch_metric_learning.losses"),
+    (GOOD.replace("MultiSimilarityLoss", "MultipleLosses"), "unknown class of pytorch_metric_learning.losses"),
+    (
+        GOOD.replace("MultiSimilarityLoss, alpha: 2, beta: 50, base: 0.5", "CrossBatchMemory, loss: {name: Nope}"),
+        "metric_loss.loss.name: unknown class of pytorch_metric_learning.losses 'Nope'",
+    ),
+    (GOOD.replace("lsd,", "lsd, teacher: {name: remembered, rows: 3},"), "unknown key 'rows'"),
     (
         GOOD.replace("name: digits", "name: digit"),
         "run.yaml:1: data.name: unknown data set 'digit'; did you mean 'digits'?",

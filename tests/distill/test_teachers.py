@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dmlkd import Batch, EmbeddingModel, Objective
+from dmlkd import Batch, EmbeddingModel, Objective, Signals
 from dmlkd.distill import (
     Constant,
     FrozenTeacher,
@@ -113,7 +113,8 @@ def test_state_is_restored_exactly_and_training_goes_on_the_same(student, make):
 
 @every_teacher
 def test_gives_signals_without_gradient(student, make):
-    signals = make(student).signals(Batch(images(), torch.arange(6), torch.arange(6)), {"stages"})
+    batch = Batch(images(), torch.arange(6), torch.arange(6))
+    (signals,) = make(student).teach(batch=batch, student=Signals(torch.zeros(6, 8)), needs={"stages"}).signals
     assert len(signals.stages) == 4
     assert not signals.embeddings.requires_grad
 

@@ -25,9 +25,9 @@ class StageDifference(DistillationMethod):
 class CountingTeacher(PreviousEpochTeacher):
     """Counts its forward passes and what they were asked for."""
 
-    def signals(self, batch, needs):
+    def teach(self, *, batch, student, needs):
         self.asked = [*getattr(self, "asked", []), frozenset(needs)]
-        return super().signals(batch, needs)
+        return super().teach(batch=batch, student=student, needs=needs)
 
 
 @pytest.fixture
@@ -145,5 +145,5 @@ def test_a_bad_weight_is_refused(student, weight):
 
 
 def test_a_missing_teacher_is_refused():
-    with pytest.raises(ValueError, match="ListwiseSelfDistillation needs a teacher, got teacher=None"):
-        Term(ListwiseSelfDistillation(), None, weight=1.0)
+    with pytest.raises(ValueError, match="ListwiseSelfDistillation needs a teacher, got None"):
+        Objective(ContrastiveLoss(), [Term(ListwiseSelfDistillation(), weight=1.0)])

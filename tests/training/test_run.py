@@ -138,6 +138,13 @@ def test_a_loss_with_class_weights_trains_them(configs, tmp_path):
     assert not torch.allclose(saved["objective.metric_loss.proxies"], before, atol=1e-5)
 
 
+def test_the_published_sampler_is_one_setting_away(configs):
+    assert not build(configured(configs)).sampler.replacement
+    parts = build(configured(configs, "train.sampler=published"))
+    assert parts.sampler.replacement
+    assert len(parts.sampler) == len(parts.data.train) // 80
+
+
 def test_terms_with_equal_teachers_share_one(configs):
     lsd = "{name: lsd, weight: 1, temperature: 0.5}"
     parts = build(
@@ -162,6 +169,43 @@ def test_every_teacher_teaches_in_a_run_and_is_in_its_checkpoint(configs, tmp_pa
     clock = {"moving_average": 2 * steps_an_epoch, "snapshot": 2 * steps_an_epoch, "previous_epoch": 1}
     (name,) = (n for n in clock if n in teacher)
     assert state["objective.teachers.0._extra_state"] == {"clock": clock[name]}
+
+
+def test_remembered_embeddings_teach_in_a_run_and_are_in_its_checkpoint(configs, tmp_path):
+    result = run(configured(configs, "distill.0.teacher=remembered"), tmp_path / "run")
+    assert result.fit.history[0]["weight/lsd"] == 0
+    assert result.fit.history[-1]["train/lsd"] > 0
+    state = torch.load(result.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    memory = state["objective.teachers.0.memory.values"]
+    assert memory.shape == (901, 64)
+    assert memory.dtype == torch.half
+    assert state["objective.teachers.0._extra_state"]["epoch"] == 2
+
+
+@pytest.mark.parametrize("loss", ["ContrastiveLoss", "ProxyAnchorLoss"])
+def test_wider_heads_teach_in_a_run_and_are_not_in_its_model(configs, tmp_path, loss):
+    s2sd = "{name: s2sd, weight: 100, teacher: {name: wider_heads, dims: [96, 128], features_after: 5}}"
+    overrides = [f"metric_loss={{name: {loss}}}", "miner=null", f"distill=[{s2sd}]", "train.metric_loss_lr=0.5"]
+    result = run(configured(configs, *overrides), tmp_path / "run")
+    row = result.fit.history[-1]
+    assert row["train/loss"] == pytest.approx(
+        row["train/metric"] + 100 * row["train/s2sd"] + row["train/s2sd_teacher"], rel=1e-4
+    )
+    saved = torch.load(result.folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["state_dict"]["objective.teachers.0.heads.1.2.weight"].shape == (128, 128)
+    groups = saved["optimizer_states"][0]["param_groups"]
+    rates = [(group["lr"], len(group["params"])) for group in groups]
+    students_and_heads = len(list(EmbeddingModel("convnet4", in_channels=1).parameters())) + 2 * 4
+    assert rates == [(3e-4, students_and_heads)] + ([(0.5, 3)] if loss == "ProxyAnchorLoss" else [])
+    assert not any("teacher" in name for name in EmbeddingModel.from_pretrained(result.folder / "model").state_dict())
+
+
+def test_a_cross_batch_memory_and_its_place_in_the_queue_are_in_the_checkpoint(configs, tmp_path):
+    loss = "metric_loss={name: CrossBatchMemory, memory_size: 200, loss: {name: ContrastiveLoss}}"
+    result = run(configured(configs, loss, "miner=null", "train.epochs=1"), tmp_path / "run")
+    state = torch.load(result.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert state["objective.metric_loss.embedding_memory"].shape == (200, 64)
+    assert state["objective.metric_loss._extra_state"] == {"queue_idx": 11 * 80 % 200, "has_been_filled": True}
 
 
 @pytest.mark.parametrize("part", ["", "model"])
@@ -213,6 +257,8 @@ def test_a_taken_folder_is_refused_and_kept(configs, tmp_path):
         (["distill.0.teacher={name: previous_epoch, mode: x}"], ConfigError, "must be 'eval' or 'train', got 'x'"),
         (["data.validation=0.1"], DataError, "holds out 0 of 5 training classes"),
         (["metric_loss={name: RankedListLoss}"], ConfigError, "key 'margin' is missing"),
+        (["train.metric_loss_lr=0"], ConfigError, "metric_loss_lr: must be greater than 0, got 0"),
+        (["distill.0.teacher={name: wider_heads, dims: []}"], ConfigError, "dims must name at least one dimension"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused_before_anything_is_written(configs, tmp_path, overrides, error, message):

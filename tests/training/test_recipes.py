@@ -1,0 +1,71 @@
+"""Every shipped recipe for a metric loss is built and trains for a few steps on its own data."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from dmlkd.config import load_config
+from dmlkd.training import EmbeddingModule
+from dmlkd.training.building import build
+from dmlkd.training.fitting import optimizer
+
+RECIPES = sorted((Path(__file__).parents[2] / "configs" / "omniglot-small").glob("*.yaml"))
+FAMILIES = {
+    "contrastive",
+    "margin",
+    "multi-similarity",
+    "n-pairs",
+    "proxy-nca",
+    "proxy-anchor",
+    "soft-triple",
+    "triplet-distance-weighted",
+    "triplet-semihard",
+    "normalized-softmax",
+    "arcface",
+    "cosface",
+    "circle",
+    "supcon",
+    "fast-ap",
+    "smooth-ap",
+    "cross-batch-memory",
+}
+
+
+def test_there_is_a_recipe_for_each_family():
+    assert {path.stem for path in RECIPES} == FAMILIES
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_trains_for_a_few_steps(path, omniglot):
+    config, _ = load_config(path, [f"data.root={omniglot}", "distill.0.schedule=constant", "data.in_memory=false"])
+    torch.manual_seed(0)
+    parts = build(config)
+    before = [p.detach().clone() for p in parts.model.parameters()]
+    loss_weights = [p.detach().clone() for p in parts.objective.loss_parameters()]
+    module = EmbeddingModule(
+        parts.model,
+        parts.objective,
+        optimizer=optimizer(config.train),
+        epochs=2,
+        metric_loss_lr=config.train.metric_loss_lr,
+    )
+    steps = module.configure_optimizers()
+    batches = list(itertools.islice(DataLoader(parts.data.train, batch_sampler=parts.sampler), 2))
+    for epoch in range(2):
+        parts.objective.start_epoch(parts.model, epoch, 2)
+        for batch in batches:
+            losses = parts.objective(parts.model.signals(batch.images, parts.objective.student_needs), batch)
+            steps.zero_grad()
+            losses.total.backward()
+            steps.step()
+            parts.objective.after_step(parts.model)
+            assert torch.isfinite(losses.total)
+    assert losses.distill["lsd"] > 0
+    assert all(torch.isfinite(p).all() for p in parts.model.parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(before, parts.model.parameters(), strict=True))
+    assert all(not torch.equal(a, b) for a, b in zip(loss_weights, parts.objective.loss_parameters(), strict=True))
+    own = [g["lr"] for g in steps.param_groups][1:]
+    assert own == ([config.train.metric_loss_lr or config.train.lr] if loss_weights else [])
