@@ -5,7 +5,6 @@ A store is a folder with ``pixels.bin``, the images one after the other; ``index
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -147,6 +146,10 @@ def _key(table: ImageTable, preparation: Preparation) -> str:
 @contextmanager
 def _locked(store: Path) -> Iterator[None]:
     """Alone in this folder; the lock goes with the process, however that ends."""
+    try:
+        import fcntl
+    except ImportError:
+        raise UserError("a cache needs a system with file locks (fcntl): leave data.cache out") from None
     with (store / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

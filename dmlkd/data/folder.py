@@ -32,7 +32,8 @@ def image_folder(
         train_fraction: share of the classes, in sorted order, to train on; 0: all are for testing.
 
     Raises:
-        DataError: if no image is there, one is in no class folder, or the classes cannot be split as asked for.
+        DataError: if no image is there, one is in no class folder, a folder is a symbolic link, or the classes cannot
+            be split as asked for.
     """
     place = root if archive is None else root / archive
     if archive is None:
@@ -62,8 +63,9 @@ def image_folder(
 
 def _files(root: Path) -> Iterable[str]:
     for here, folders, names in os.walk(root):
-        # A class folder that is a link is walked, and refused when read if it leads outside.
         folders[:] = sorted(name for name in folders if not is_litter(name))
+        if links := [name for name in folders if (Path(here) / name).is_symlink()]:
+            raise DataError(f"{Path(here) / links[0]} is a symbolic link to a folder, which is not followed")
         inside = Path(here).relative_to(root).as_posix()
         for name in names:
             if not is_litter(name):

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import time
 import zipfile
 
 import numpy as np
@@ -124,16 +125,27 @@ def test_processes_build_a_store_once_between_them(tmp_path):
     children = [context.Process(target=_build, args=(table, tmp_path / "cache", queue)) for _ in range(3)]
     for child in children:
         child.start()
-    sums = {queue.get(timeout=60) for _ in children}
+    sums, decoded = zip(*(queue.get(timeout=60) for _ in children), strict=True)
     for child in children:
         child.join(60)
-    assert len(sums) == 1
+    assert len(set(sums)) == 1
+    assert sorted(decoded) == [0, 0, 12]
     assert len(stores(tmp_path / "cache")) == 1
 
 
 def _build(table, folder, queue):
+    import dmlkd.data.checking as module
+
+    decode, decoded = module.decode, []
+
+    def slowly(content, *, channels):
+        time.sleep(0.01)
+        decoded.append(content)
+        return decode(content, channels=channels)
+
+    module.decode = slowly
     stored, _ = cached(table, Preparation(3), folder)
-    queue.put(sum(int(stored.pixels[row].sum()) for row in range(len(stored))))
+    queue.put((sum(int(stored.pixels[row].sum()) for row in range(len(stored))), len(decoded)))
 
 
 def test_a_changed_image_makes_the_store_stale(tmp_path):

@@ -1,5 +1,6 @@
 """Image files as they occur: each decoded as a person would see it, or refused with the reason."""
 
+import contextlib
 import io
 import struct
 import zipfile
@@ -7,6 +8,8 @@ import zipfile
 import numpy as np
 import pytest
 import small_trees as trees
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from dmlkd.data.images import Preparation, decode, prepared, read_image
@@ -122,6 +125,19 @@ def test_a_decompression_bomb_is_refused_before_it_is_unpacked(monkeypatch, fact
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(10000 / factor))
     with pytest.raises(DataError, match=r"more than .* pixels"):
         decode(content, channels=1)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM"])
+@given(st.data())
+@settings(max_examples=60)
+def test_damaged_files_give_an_image_or_a_data_error(kind, data):
+    content = bytearray(trees.picture(1, kind=kind))
+    for _ in range(data.draw(st.integers(1, 6))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    content = content[: data.draw(st.integers(1, len(content)))]
+    with contextlib.suppress(DataError):
+        assert decode(bytes(content), channels=3).mode == "RGB"
 
 
 def test_a_box_outside_the_image_is_refused():

@@ -9,7 +9,7 @@ import pytest
 import small_trees as trees
 import torch
 
-from dmlkd.data import ImageDataset, digits, image_folder
+from dmlkd.data import ImageDataset, cars196, digits, image_folder
 from dmlkd.data.loading import clear_errors, in_order, loader
 from dmlkd.data.transforms import Pipeline, Transforms, plain, published
 from dmlkd.errors import DataError
@@ -30,6 +30,15 @@ def test_every_number_of_workers_gives_the_same_batches(table, workers):
     expected = torch.stack([dataset[row].images for row in range(12)])
     assert torch.equal(torch.cat([batch.images for batch in batches]), expected)
     assert torch.cat([batch.labels for batch in batches]).tolist() == dataset.targets.tolist()
+
+
+def test_workers_read_one_archive_that_this_process_has_open(tmp_path):
+    table = cars196(trees.cars_table(tmp_path), complete=False)
+    dataset = ImageDataset(table, plain(image_size=8, channels=3).test, channels=3)
+    expected = torch.stack([dataset[row].images for row in range(24)])
+    for _ in range(3):
+        found = torch.cat([batch.images for batch in loader(dataset, batch_size=1, workers=2)])
+        assert torch.equal(found, expected)
 
 
 def test_a_batch_transformed_at_once_is_equal_to_one_by_one():

@@ -75,6 +75,13 @@ def test_folders_without_images_or_classes_are_refused(tmp_path):
         image_folder(tmp_path)
 
 
+def test_a_linked_class_folder_is_refused_and_not_left_out(tmp_path):
+    trees.folders(tmp_path / "tree")
+    (tmp_path / "tree" / "e").symlink_to(tmp_path / "tree" / "a")
+    with pytest.raises(DataError, match="tree/e is a symbolic link to a folder, which is not followed"):
+        image_folder(tmp_path / "tree")
+
+
 FULL = """\
 path,label,split,role,domain,x,y,w,h,class_name,else
 a.jpg,7,train,,photo,0,0,4,4,seven,1
