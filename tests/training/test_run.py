@@ -330,5 +330,5 @@ def test_omniglot_learns_to_tell_unseen_characters_apart(configs, omniglot, tmp_
         "test": {"images": 2120, "classes": 106},
         "test_queries_left_out": 0,
     }
-    assert metrics["test"]["recall@1"] > metrics["baselines"]["pixels"]["recall@1"] + 0.1
+    assert metrics["test"]["recall@1"] > metrics["baselines"]["pixels"]["recall@1"] + 0.05
     assert metrics["test"]["map@r"] > 2 * metrics["baselines"]["pixels"]["map@r"]
