@@ -40,7 +40,7 @@ def audited(arm: str, share: float, seed: int) -> dict[str, Any]:
     from dmlkd.export import embed
     from dmlkd.retrieval.audit import audit_labels, detection
     from dmlkd.training.auditing import audit_run
-    from dmlkd.training.building import build_training_images
+    from dmlkd.training.building_data import build_training_images
     from dmlkd.training.loading import load_run
 
     folder, metrics = trained(arm, share, seed)
@@ -60,7 +60,7 @@ def choice() -> list[dict[str, float]]:
     """Means over arms, shares and the seeds of the choice for each number of neighbours and temperature."""
     from dmlkd.export import embed
     from dmlkd.retrieval.audit import audit_labels, detection
-    from dmlkd.training.building import build_training_images
+    from dmlkd.training.building_data import build_training_images
     from dmlkd.training.loading import load_run
 
     found: dict[tuple[int, float], list[Any]] = {pair: [] for pair in CHOICE}

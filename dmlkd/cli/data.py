@@ -108,7 +108,7 @@ def _complete_or_not(name: str, root: Path | None, options: list[str] | None) ->
 
 
 def _read(config: "DataConfig") -> Any:
-    from dmlkd.training.building import read_table
+    from dmlkd.training.building_data import read_table
 
     return read_table(config)
 

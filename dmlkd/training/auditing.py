@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from dmlkd.errors import UserError
 from dmlkd.export import embed
 from dmlkd.retrieval.audit import Detection, LabelAudit, audit_labels, detection
-from dmlkd.training.building import build_training_images
+from dmlkd.training.building_data import build_training_images
 from dmlkd.training.loading import load_run
 
 

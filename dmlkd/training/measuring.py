@@ -16,7 +16,7 @@ from dmlkd.export import embed
 from dmlkd.models import EmbeddingModel
 from dmlkd.retrieval import Scores, evaluate
 from dmlkd.retrieval.metrics import CLUSTERING
-from dmlkd.training.building import build_preprocessing, build_test_data
+from dmlkd.training.building_data import build_preprocessing, build_test_data
 from dmlkd.training.loading import load_model, load_run
 
 

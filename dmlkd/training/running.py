@@ -18,7 +18,8 @@ from dmlkd.errors import UserError
 from dmlkd.files import write_csv, write_json, write_text
 from dmlkd.models import EmbeddingModel
 from dmlkd.retrieval import Scores
-from dmlkd.training.building import build, build_preprocessing
+from dmlkd.training.building import build
+from dmlkd.training.building_data import build_preprocessing
 from dmlkd.training.fitting import FitResult, fit
 from dmlkd.training.measuring import embed_test
 

@@ -16,7 +16,7 @@ from dmlkd.config import load_config
 from dmlkd.models import EmbeddingModel
 from dmlkd.retrieval.audit import audit_labels
 from dmlkd.training.auditing import audit_run
-from dmlkd.training.building import build_data
+from dmlkd.training.building_data import build_data
 from dmlkd.training.running import _record_noise
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -12,7 +12,7 @@ from dmlkd.errors import UserError
 from dmlkd.retrieval.audit import LabelAudit, audit_labels, detection
 from dmlkd.training import run
 from dmlkd.training.auditing import RunAudit, audit_run
-from dmlkd.training.building import build_data, build_training_images
+from dmlkd.training.building_data import build_data, build_training_images
 
 SHORT = ["train.epochs=1", "data.image_size=8", "model.backbone_args.width=8", "data.transform=handwriting"]
 CONFIGS = Path(__file__).parents[2] / "configs"

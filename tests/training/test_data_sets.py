@@ -21,7 +21,7 @@ from dmlkd.errors import ConfigError, DataError, UserError
 from dmlkd.export import embed
 from dmlkd.retrieval import evaluate
 from dmlkd.training import run
-from dmlkd.training.building import build_data
+from dmlkd.training.building_data import build_data
 from dmlkd.training.loading import load_model
 from dmlkd.training.measuring import embed_run, embed_saved, evaluate_run
 
