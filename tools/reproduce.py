@@ -48,6 +48,7 @@ class Experiment:
 
 NONE = ("distill=[]",)
 NOISE = "data.noise=0.3"
+LONGER = "train.epochs=36"
 S2SD = "distill=[{name: s2sd, weight: 50, teacher: {name: wider_heads, dims: [128, 256], features_after: 100}}]"
 REMEMBERED = ("distill.0.teacher=remembered",)
 LOSSES = {
@@ -99,6 +100,17 @@ EXPERIMENTS = {
                 seeds=3,
             )
             for name in TWO
+        },
+    ),
+    "omniglot-longer": Experiment(
+        "Omniglot-small: three times as many epochs",
+        {
+            f"{name}, 36 epochs": Group(
+                f"configs/omniglot-small/{LOSSES[name]}.yaml",
+                {f"{name}, 36 epochs": (*NONE, LONGER), f"{name}, 36 epochs + LSD": (LONGER,)},
+                seeds=3,
+            )
+            for name in ("margin", "multi-similarity", "normalised softmax", "contrastive")
         },
     ),
     "omniglot-noise": Experiment(
