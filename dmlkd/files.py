@@ -83,3 +83,31 @@ def sha256_of(path: Path) -> str:
             return hashlib.file_digest(opened, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def check_table(path: Path) -> None:
+    """Refuse a name that :func:`write_table` could not write to.
+
+    Raises:
+        UserError: unless it ends in .csv or .parquet, in a folder that is there.
+    """
+    if path.suffix not in (".csv", ".parquet"):
+        raise UserError(f"{path} names no table: it must end in .csv or .parquet")
+    check_folder(path)
+
+
+def write_table(path: Path, columns: Mapping[str, Sequence[object]]) -> None:
+    """Write columns of equal length as CSV or Parquet, by the ending of the name.
+
+    Raises:
+        UserError: for another ending, or a folder that is not there.
+    """
+    check_table(path)
+    if path.suffix == ".csv":
+        write_csv(path, [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)])
+        return
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with replacing(path) as temporary:
+        pq.write_table(pa.table({name: list(values) for name, values in columns.items()}), temporary)

@@ -28,18 +28,31 @@ class MethodEntry:
 
 
 DATA = {
+    "cars196": DataEntry("dmlkd.data:cars196", image_size=224, channels=3, transform="published"),
+    "cub200": DataEntry("dmlkd.data:cub200", image_size=224, channels=3, transform="published"),
     "digits": DataEntry("dmlkd.data:digits", image_size=8, channels=1, transform="plain"),
+    "folder": DataEntry("dmlkd.data:image_folder", image_size=224, channels=3, transform="published"),
+    "inshop": DataEntry("dmlkd.data:inshop", image_size=224, channels=3, transform="published"),
+    "omniglot": DataEntry("dmlkd.data:omniglot", image_size=28, channels=1, transform="handwriting"),
     "omniglot-small": DataEntry("dmlkd.data:omniglot_small", image_size=28, channels=1, transform="handwriting"),
+    "sop": DataEntry("dmlkd.data:sop", image_size=224, channels=3, transform="published"),
+    "table": DataEntry("dmlkd.data:table_file", image_size=224, channels=3, transform="published"),
 }
 
 TRANSFORMS = {
+    "bicubic": "dmlkd.data.transforms:bicubic",
+    "color_jitter": "dmlkd.data.transforms:color_jitter",
     "handwriting": "dmlkd.data.transforms:handwriting",
+    "modern": "dmlkd.data.transforms:modern",
     "plain": "dmlkd.data.transforms:plain",
     "published": "dmlkd.data.transforms:published",
+    "rand_augment": "dmlkd.data.transforms:rand_augment",
+    "random_erasing": "dmlkd.data.transforms:random_erasing",
 }
 
 METHODS = {
     "lsd": MethodEntry("dmlkd.distill:ListwiseSelfDistillation", teacher="previous_epoch", schedule="linear_ramp"),
+    "obd_sd": MethodEntry("dmlkd.distill:OnlineBatchDiffusion", teacher="previous_epoch", schedule="linear_ramp"),
     "s2sd": MethodEntry("dmlkd.distill:ListwiseSelfDistillation", teacher="wider_heads", schedule="constant"),
 }
 

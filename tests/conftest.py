@@ -31,3 +31,23 @@ def omniglot() -> Path:
     if not (root / "images_background_small1.zip").is_file():
         pytest.skip(f"{root} holds no images_background_small1.zip; set DMLKD_DATA")
     return root
+
+
+@pytest.fixture
+def small_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counts that are due are those of the small trees."""
+    from small_trees import COUNTS
+
+    from dmlkd.data import counts
+
+    for name, due in COUNTS.items():
+        monkeypatch.setitem(counts.DUE, name, due)
+
+
+@pytest.fixture
+def cars() -> Path:
+    """The folder of cars196.csv and its zips, from DMLKD_DATA or the shared data beside the checkout."""
+    root = Path(os.environ.get("DMLKD_DATA") or ROOT.parent / "shared" / "data")
+    if not (root / "cars196-64px.zip").is_file():
+        pytest.skip(f"{root} holds no cars196-64px.zip; set DMLKD_DATA")
+    return root

@@ -48,6 +48,7 @@ class Experiment:
 
 NONE = ("distill=[]",)
 NOISE = "data.noise=0.3"
+LONGER = "train.epochs=36"
 S2SD = "distill=[{name: s2sd, weight: 50, teacher: {name: wider_heads, dims: [128, 256], features_after: 100}}]"
 REMEMBERED = ("distill.0.teacher=remembered",)
 LOSSES = {
@@ -93,12 +94,23 @@ EXPERIMENTS = {
                 {
                     name: NONE,
                     f"{name} + LSD, moving average": ("distill.0.teacher={name: moving_average, decay: 0.99}",),
-                    f"{name} + OBD-SD": ("distill.0.name=obd_sd",),
+                    f"{name} + OBD-SD": ("distill.0.name=obd_sd", "distill.0.omega=0.5"),
                     f"{name} + S2SD": (S2SD,),
                 },
                 seeds=3,
             )
             for name in TWO
+        },
+    ),
+    "omniglot-longer": Experiment(
+        "Omniglot-small: three times as many epochs",
+        {
+            f"{name}, 36 epochs": Group(
+                f"configs/omniglot-small/{LOSSES[name]}.yaml",
+                {f"{name}, 36 epochs": (*NONE, LONGER), f"{name}, 36 epochs + LSD": (LONGER,)},
+                seeds=3,
+            )
+            for name in ("margin", "multi-similarity", "normalised softmax", "contrastive")
         },
     ),
     "omniglot-noise": Experiment(
@@ -122,10 +134,10 @@ def run_once(job: Job) -> dict[str, Any]:
     from dmlkd.config import load_config
     from dmlkd.training import run
 
-    name, arm, seed, overrides, config = job
+    place, arm, seed, overrides, config = job
     settings, _ = load_config(ROOT / config, [*overrides, f"train.seed={seed}"])
     slug = "".join(c if c.isalnum() else "-" for c in arm)
-    folder = ROOT / "runs" / "reproduce" / name / f"{slug}-seed{seed}"
+    folder = ROOT / "runs" / "reproduce" / place / f"{slug}-seed{seed}"
     finished = folder / "metrics.json"
     if finished.is_file():
         if (folder / "config.yaml").read_text() != settings.to_yaml():
@@ -133,7 +145,7 @@ def run_once(job: Job) -> dict[str, Any]:
         return dict(json.loads(finished.read_text()))
     if folder.exists():  # broken off: start it anew
         folder.rename(folder.with_name(f"{folder.name}.broken-{time.time_ns()}"))
-    print(f"{name}: {arm}, seed {seed}", flush=True)
+    print(f"{place}: {arm}, seed {seed}", flush=True)
     return run(settings, folder).metrics
 
 
@@ -173,7 +185,7 @@ def reproduce(name: str, *, only: str | None, seeds: int | None, processes: int)
     experiment = EXPERIMENTS[name]
     groups = {label: group for label, group in experiment.groups.items() if only in (None, label)}
     jobs = [
-        (name, arm, seed, overrides, group.config)
+        (Path(group.config).stem, arm, seed, overrides, group.config)  # tables share the runs of equal arms
         for seed in range(seeds or max(group.seeds for group in groups.values()))
         for group in groups.values()  # arm beside arm, so that a broken experiment has pairs
         for arm, overrides in group.arms.items()
@@ -191,10 +203,10 @@ def reproduce(name: str, *, only: str | None, seeds: int | None, processes: int)
     tables = [
         table({arm: [r["test"] for r in runs[arm]] for arm in group.arms}) for group in experiment.groups.values()
     ]
-    machine = _machine()
-    write_text(ROOT / "docs" / "results" / f"{name}.md", _page(name, experiment, jobs, tables, first, machine))
+    where = machine()
+    write_text(ROOT / "docs" / "results" / f"{name}.md", _page(name, experiment, jobs, tables, first, where))
     record = {
-        "machine": machine,
+        "machine": where,
         "versions": first["versions"],
         "test": {arm: [r["test"] for r in results] for arm, results in runs.items()},
     }
@@ -202,7 +214,8 @@ def reproduce(name: str, *, only: str | None, seeds: int | None, processes: int)
     print("\n\n".join(tables))
 
 
-def _machine() -> str:
+def machine() -> str:
+    """Where this runs, in general terms."""
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
@@ -211,7 +224,7 @@ def _machine() -> str:
 
 
 def _page(
-    name: str, experiment: Experiment, jobs: list[Job], tables: list[str], first: dict[str, Any], machine: str
+    name: str, experiment: Experiment, jobs: list[Job], tables: list[str], first: dict[str, Any], where: str
 ) -> str:
     baselines = "; ".join(
         f"{label}: " + ", ".join(f"{m} {100 * first['baselines'][key][m]:.2f}" for m in SHOWN)
@@ -238,7 +251,7 @@ Made by `python tools/reproduce.py {name}`, seeds 0 to {seeds}, from
 
 {settings}
 
-on {machine}; torch {versions["torch"]}, faiss {versions["faiss-cpu"]}, pytorch-metric-learning
+on {where}; torch {versions["torch"]}, faiss {versions["faiss-cpu"]}, pytorch-metric-learning
 {versions["pytorch-metric-learning"]}. Every run's scores are in `docs/results/{name}.json`.
 """
 

@@ -6,7 +6,9 @@ from typing import Annotated
 import typer
 
 from dmlkd import __version__
+from dmlkd.cli.audit import audit
 from dmlkd.cli.compare import compare
+from dmlkd.cli.data import app as data
 from dmlkd.cli.embed import embed
 from dmlkd.cli.evaluate import evaluate
 from dmlkd.cli.export import export
@@ -29,6 +31,8 @@ app.command("compare")(compare)
 app.command("embed")(embed)
 app.command("export")(export)
 app.add_typer(index, name="index")
+app.command("audit")(audit)
+app.add_typer(data)
 
 
 def main() -> None:

@@ -86,7 +86,7 @@ def _values(run: Path, metrics: list[str] | None) -> "tuple[dict[str, NDArray[np
     from dmlkd.training.measuring import embed_run
 
     found = embed_run(run)
-    scores = evaluate(found.embeddings, found.labels, metrics=metrics or [n for n in found.metrics if parse(n).ranked])
+    scores = evaluate(**found.arguments(), metrics=metrics or [n for n in found.metrics if parse(n).ranked])
     assert scores.classes is not None
     return scores.per_query, scores.classes
 

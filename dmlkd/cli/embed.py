@@ -127,7 +127,7 @@ def rows_of(found: Loaded, data: Path | None, root: Path | None) -> "ImageRows":
     if found.run is None:
         raise UserError("--model needs --data: a folder of images or a table")
     from dmlkd.config import load_config
-    from dmlkd.training.building import build_test_data
+    from dmlkd.training.building_data import build_test_data
 
     config, _ = load_config(found.run / "config.yaml")
     return ImageRows(build_test_data(config.data))

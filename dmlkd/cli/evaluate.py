@@ -34,6 +34,10 @@ def evaluate(
     model: Annotated[Path | None, typer.Option(help="Folder of a saved model; with --data.")] = None,
     data: Annotated[str | None, typer.Option(help="Data set whose test images the model embeds.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder of the data set.")] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Of the data section, such as archive=a.zip; repeatable."),
+    ] = None,
     metrics: Annotated[
         list[str] | None, typer.Option("--metric", help="Such as recall@5, map@r, mrr, nmi or eer; repeatable.")
     ] = None,
@@ -43,6 +47,13 @@ def evaluate(
     search: Annotated[str, typer.Option(help="Parameters of its search, such as efSearch=128.")] = "",
     sample: Annotated[int | None, typer.Option(help="Score only so many queries.")] = None,
     seed: Annotated[int, typer.Option(help="Of k-means and the sample.")] = 0,
+    expand: Annotated[
+        str | None, typer.Option(help="Move embeddings towards their neighbours first: queries, database or both.")
+    ] = None,
+    rerank: Annotated[str | None, typer.Option(help="Re-rank the neighbours: k_reciprocal or diffusion.")] = None,
+    structure: Annotated[
+        bool, typer.Option("--structure", help="Add how the embeddings lie in space: spectrum, distances, hubs.")
+    ] = False,
     intervals: Annotated[bool, typer.Option("--intervals", help="Add 95 % intervals.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON instead of a table.")] = False,
     per_query: Annotated[Path | None, typer.Option(help="Write each query's values to this .parquet file.")] = None,
@@ -55,7 +66,8 @@ def evaluate(
         raise typer.BadParameter("give one of --run, --embeddings and --model")
     if len(given) > 1:
         raise UserError(f"give one of --run, --embeddings and --model, got {' and '.join(given)}")
-    _refuse_strays(given[0], labels=labels, gallery=gallery, gallery_labels=gallery_labels, data=data, root=root)
+    strays = {"labels": labels, "gallery": gallery, "gallery_labels": gallery_labels, "data": data, "root": root}
+    _refuse_strays(given[0], **strays, set=options or None)
     _check_outputs(per_query, plot)
     if run is not None:
         source = _of_run(run)
@@ -63,28 +75,52 @@ def evaluate(
         source = _of_files(embeddings, labels, gallery, gallery_labels)
     else:
         assert model is not None
-        source = _of_model(model, data, root)
-    from dmlkd.retrieval import DEFAULT_METRICS, Index, Scores
-    from dmlkd.retrieval import evaluate as measure
+        source = _of_model(model, data, root, options or [])
+    from dmlkd.retrieval import DEFAULT_METRICS, Index
+    from dmlkd.retrieval.metrics import CLUSTERING
 
-    names = list(metrics or source.metrics or (n for n in DEFAULT_METRICS if gallery is None or n != "nmi"))
+    chosen = metrics or source.metrics or DEFAULT_METRICS
+    # A clustering has no queries and gallery, nor an order to change: if nobody asked for it here it is left out.
+    unclustered = source.arguments.get("gallery") is not None or expand is not None or rerank is not None
+    names = list(chosen) if metrics else [n for n in chosen if not unclustered or n not in CLUSTERING]
     extra = [] if plot is None else [f"recall@{k}" for k in _CURVE if f"recall@{k}" not in names]
-    scores: Scores = measure(
-        **source.arguments,
-        metrics=names + extra,
-        distance=distance,  # type: ignore[arg-type]
-        average=average,  # type: ignore[arg-type]
-        index=None if index is None else Index(index, search),
-        sample=sample,
-        seed=seed,
-    )
+    if structure and source.arguments.get("gallery") is not None:
+        raise UserError("--structure is of one set of embeddings, here there are queries and a gallery")
+    options_of_search = {
+        "distance": distance,
+        "average": average,
+        "index": None if index is None else Index(index, search),
+        "sample": sample,
+    }
+    if expand is None and rerank is None:
+        from dmlkd.retrieval import evaluate as measure
+
+        scores = measure(**source.arguments, metrics=names + extra, seed=seed, **options_of_search)  # type: ignore[arg-type]
+    else:
+        scores = _postprocessed(source, names + extra, expand, rerank, options_of_search)
     _write(scores, source.label, per_query, plot)
-    _show(scores, names, source, intervals=intervals, json=json)
+    _show(scores, names, source, intervals=intervals, json=json, structure=structure)
+
+
+def _postprocessed(
+    source: _Source, metrics: list[str], expand: str | None, rerank: str | None, options: dict[str, Any]
+) -> "Scores":
+    from dmlkd.retrieval.postprocessing import evaluate_postprocessed
+
+    for name, value in options.items():
+        if value not in (None, "cosine", "micro"):
+            raise UserError(f"--{name} does not go with --{'rerank' if expand is None else 'expand'}")
+    arguments = dict(source.arguments)
+    ids = [arguments.pop(name, None) for name in ("query_ids", "gallery_ids")]
+    if ids[1] is not None or (ids[0] is not None and len(set(ids[0])) < len(ids[0])):
+        raise UserError("identities that are left out of the search do not go with --expand and --rerank")
+    return evaluate_postprocessed(**arguments, metrics=metrics, expand=expand, rerank=rerank)  # type: ignore[arg-type]
 
 
 def _refuse_strays(kind: str, **options: object) -> None:
     """Refuse options that belong to another source."""
-    allowed = {"--run": (), "--embeddings": ("labels", "gallery", "gallery_labels"), "--model": ("data", "root")}[kind]
+    of_files = ("labels", "gallery", "gallery_labels")
+    allowed = {"--run": (), "--embeddings": of_files, "--model": ("data", "root", "set")}[kind]
     for name, value in options.items():
         if value is not None and name not in allowed:
             raise UserError(f"--{name.replace('_', '-')} does not go with {kind}")
@@ -106,20 +142,21 @@ def _of_run(run: Path) -> _Source:
     from dmlkd.training.measuring import embed_run
 
     found = embed_run(run)
-    arguments = {"embeddings": found.embeddings, "labels": found.labels}
-    return _Source(str(run), "on unseen classes", arguments, found.metrics)
+    return _Source(str(run), _where("on unseen classes", found.gallery), found.arguments(), found.metrics)
 
 
-def _of_model(model: Path, data: str | None, root: Path | None) -> _Source:
+def _of_model(model: Path, data: str | None, root: Path | None, options: list[str]) -> _Source:
     if data is None:
         raise UserError("--model needs --data, the name of a data set")
-    from dmlkd.config import DataConfig
+    from dmlkd.cli.data import section
     from dmlkd.training.measuring import embed_saved
 
-    section: dict[str, Any] = {"name": data} if root is None else {"name": data, "root": str(root)}
-    found = embed_saved(model, DataConfig(**section))
-    arguments = {"embeddings": found.embeddings, "labels": found.labels}
-    return _Source(str(model), f"on the test images of {data}", arguments)
+    found = embed_saved(model, section(data, root, options))
+    return _Source(str(model), _where(f"on the test images of {data}", found.gallery), found.arguments())
+
+
+def _where(words: str, gallery: Any) -> str:
+    return words if gallery is None else f"{words}, queries in their gallery"
 
 
 def _of_files(embeddings: Path, labels: Path | None, gallery: Path | None, gallery_labels: Path | None) -> _Source:
@@ -157,21 +194,29 @@ def _write(scores: "Scores", label: str, per_query: Path | None, plot: Path | No
         plot_recall(plot, {label: scores})
 
 
-def _show(scores: "Scores", names: list[str], source: _Source, *, intervals: bool, json: bool) -> None:
+def _show(scores: "Scores", names: list[str], source: _Source, *, intervals: bool, json: bool, structure: bool) -> None:
     shown = {name: scores[name] for name in names}
     ends = {n: scores.interval(n) for n in names if n in scores.per_query} if intervals else {}
     counts: dict[str, Any] = {"queries": scores.queries, "left_out": scores.left_out}
     if scores.search_recall is not None:
         counts["search_recall"] = scores.search_recall
+    lie: dict[str, float] = {}
+    if structure:
+        from dmlkd.retrieval.structure import structure as measure
+
+        lie = measure(source.arguments["embeddings"], source.arguments["labels"])._asdict()
     if json:
         from json import dumps
 
-        print(dumps({**shown, **counts, **({"intervals": ends} if intervals else {})}, indent=2))
+        more = {**({"intervals": ends} if intervals else {}), **({"structure": lie} if structure else {})}
+        print(dumps({**shown, **counts, **more}, indent=2))
         return
     rows = {source.label: shown}
     if intervals:
         rows |= {f"95 % {end}": {n: ends[n][i] for n in ends} for i, end in enumerate(("from", "to"))}
     print_scores(f"Retrieval of {scores.queries} queries {source.title}, in %", rows)
     print_left_out(scores.left_out)
+    for name, value in lie.items():
+        print(f"{name:<14}{value:.4f}")
     if scores.search_recall is not None:
         print(f"the index found {100 * scores.search_recall:.1f} % of the true nearest neighbours")

@@ -43,6 +43,15 @@ class DataConfig(Part):
     noise_kind: NoiseKind = "symmetric"
     workers: int = Field(default=0, ge=0)
     in_memory: bool = Field(default=False, description="decode every image once and keep it")
+    cache: str | None = Field(default=None, description="folder where images are kept decoded, for later runs too")
+    on_device: bool = Field(default=False, description="transform training batches whole, on the device")
+    shorter: int | None = Field(default=None, ge=1, description="pixels of the shorter side, before the transform")
+    crop: bool = Field(default=False, description="cut out the images' boxes")
+    corrupt: Literal["error", "skip"] = Field(default="error", description="what to do with images that cannot be read")
+    folds: int | None = Field(default=None, ge=2, description="hold out one of so many shares of the classes instead")
+    fold: int = Field(default=0, ge=0, description="which of them")
+    test_domain: str | None = Field(default=None, description="test on this domain, train on all others")
+    seen_classes: bool = Field(default=False, description="allow classes of training in the test")
 
 
 class TermConfig(Part):
@@ -59,6 +68,9 @@ class TrainConfig(_Section):
     epochs: int = Field(default=20, ge=1)
     batch_size: int = Field(default=112, ge=1)
     per_class: int = Field(default=4, ge=1)
+    sampler: Literal["without_replacement", "published"] = Field(
+        default="without_replacement", description="published: classes and images of a batch are drawn with replacement"
+    )
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     lr: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
     metric_loss_lr: float | None = Field(

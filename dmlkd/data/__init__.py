@@ -1,12 +1,18 @@
-"""Images: one table type, a reader per official layout, one dataset class, sampling, transforms."""
+"""Images: one table type, a reader per official layout, one dataset class, sampling, transforms, a decoded cache."""
 
+from dmlkd.data.cars import cars196
+from dmlkd.data.cub import cub200
 from dmlkd.data.dataset import ImageDataset
 from dmlkd.data.digits import digits
+from dmlkd.data.folder import image_folder
+from dmlkd.data.inshop import inshop
 from dmlkd.data.noise import NoiseKind, noisy_labels
-from dmlkd.data.omniglot import omniglot_small
+from dmlkd.data.omniglot import omniglot, omniglot_small
 from dmlkd.data.sampling import ClassBalancedBatchSampler
-from dmlkd.data.splits import DataSplits, split_classes
+from dmlkd.data.sop import sop
+from dmlkd.data.splits import DataSplits, class_folds, leave_domain_out, seen_classes, split_classes
 from dmlkd.data.table import ImageTable
+from dmlkd.data.tabular import table_file
 
 __all__ = [
     "ClassBalancedBatchSampler",
@@ -14,8 +20,18 @@ __all__ = [
     "ImageDataset",
     "ImageTable",
     "NoiseKind",
+    "cars196",
+    "class_folds",
+    "cub200",
     "digits",
+    "image_folder",
+    "inshop",
+    "leave_domain_out",
     "noisy_labels",
+    "omniglot",
     "omniglot_small",
+    "seen_classes",
+    "sop",
     "split_classes",
+    "table_file",
 ]

@@ -1,68 +1,75 @@
-"""Omniglot's two small background sets: handwritten characters, 20 drawings each."""
+"""Omniglot: handwritten characters of many alphabets, 20 drawings each."""
 
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
-import numpy as np
-
-from dmlkd.data.table import ImageTable, strings
+from dmlkd.data.counts import checked_counts
+from dmlkd.data.lines import path_column
+from dmlkd.data.places import members
+from dmlkd.data.table import ImageTable, numbered, strings
 from dmlkd.errors import DataError
 
-_SETS = {"train": "images_background_small1", "test": "images_background_small2"}
 _ALSO_IN_TRAIN = frozenset({"Greek", "Latin"})
-_DUE = {"train": (2720, 136), "test": (2120, 106)}
 
 
-def omniglot_small(root: Path) -> ImageTable:
-    """Read "omniglot-small": train on all of small1, test on small2 without the alphabets that small1 has too.
+def omniglot(root: Path, *, complete: bool = True) -> ImageTable:
+    """Read Omniglot: train on the background set (964 characters), test on the evaluation set (659 characters).
 
     Source: B. Lake, R. Salakhutdinov and J. Tenenbaum 2015, "Human-level concept learning through probabilistic
     program induction", https://doi.org/10.1126/science.aab3050. A class is a character of an alphabet.
 
     Args:
-        root: a folder that holds ``images_background_small1`` and ``images_background_small2``, each unpacked or as
-            the ``.zip`` it comes in (read in place).
+        root: a folder that holds ``images_background`` and ``images_evaluation``, each unpacked or as the ``.zip`` it
+            comes in (read in place).
+        complete: refuse other counts than the official ones.
 
     Raises:
-        DataError: if either is missing, or a count of images or characters is not 2,720 / 136 and 2,120 / 106.
+        DataError: if either is missing, or a count is not the official one.
     """
+    sets = {"train": "images_background", "test": "images_evaluation"}
+    return checked_counts("omniglot", _table(root, sets), root, complete=complete)
+
+
+def omniglot_small(root: Path, *, complete: bool = True) -> ImageTable:
+    """Read "omniglot-small": train on all of small1, test on small2 without the alphabets that small1 has too.
+
+    Args:
+        root: a folder that holds ``images_background_small1`` and ``images_background_small2``, each unpacked or as
+            the ``.zip`` it comes in (read in place).
+        complete: refuse other counts than 2,720 images of 136 characters and 2,120 of 106.
+
+    Raises:
+        DataError: if either is missing, or a count is not as due.
+    """
+    sets = {"train": "images_background_small1", "test": "images_background_small2"}
+    table = _table(root, sets, left_out=_ALSO_IN_TRAIN)
+    return checked_counts("omniglot-small", table, root, complete=complete)
+
+
+def _table(root: Path, sets: Mapping[str, str], left_out: Collection[str] = ()) -> ImageTable:
+    """The drawings of both sets; ``left_out``: alphabets that are not for testing."""
     paths: list[str] = []
     names: list[str] = []
     split: list[str] = []
-    for part, folder in _SETS.items():
-        found = [(p, c) for p, c in _drawings(root, folder) if part == "train" or c.split("/")[0] not in _ALSO_IN_TRAIN]
-        due = _DUE[part]
-        count = len(found), len({c for _, c in found})
-        if count != due:
-            raise DataError(
-                f"{root / folder}: found {count[0]} images of {count[1]} characters for {part}, "
-                f"{due[0]} of {due[1]} are due"
-            )
-        for path, character in found:
-            paths.append(path)
-            names.append(character)
-            split.append(part)
-    class_names, labels = np.unique(strings(names), return_inverse=True)
-    return ImageTable(strings(paths), labels.astype(np.int64), strings(split), class_names, root=root)
+    for part, folder in sets.items():
+        found, prefix = _drawings(root, folder)
+        for path in found:
+            _, alphabet, character, _ = path.split("/")
+            if part == "train" or alphabet not in left_out:
+                paths.append(prefix + path)
+                names.append(f"{alphabet}/{character}")
+                split.append(part)
+    labels, class_names = numbered(strings(names))
+    return ImageTable(path_column(paths, root), labels, strings(split), class_names, root=root)
 
 
-def _drawings(root: Path, folder: str) -> Iterator[tuple[str, str]]:
-    """Yield (path below root, ALPHABET/characterNN) of each drawing, sorted."""
+def _drawings(root: Path, folder: str) -> tuple[list[str], str]:
+    """The drawings, sorted, and what stands before each as a path below the root."""
     archive = root / f"{folder}.zip"
     if (root / folder).is_dir():
-        members = sorted(p.relative_to(root).as_posix() for p in (root / folder).glob("*/*/*.png"))
-        prefix = ""
-    elif archive.is_file():
-        try:
-            with zipfile.ZipFile(archive) as opened:
-                members = sorted(name for name in opened.namelist() if name.endswith(".png"))
-        except zipfile.BadZipFile as error:
-            raise DataError(f"{archive} is not a readable zip file: {error}") from None
-        prefix = f"{archive.name}::"
-    else:
-        raise DataError(f"{root} holds neither {folder}/ nor {folder}.zip")
-    for member in members:
-        parts = member.split("/")
-        if parts[0] == folder and len(parts) == 4 and not parts[-1].startswith("._"):
-            yield prefix + member, f"{parts[1]}/{parts[2]}"
+        found = sorted(path.relative_to(root).as_posix() for path in (root / folder).glob("*/*/[!.]*.png"))
+        return found, ""
+    if archive.is_file():
+        inside = (name.split("/") for name in members(archive) if name.endswith(".png"))
+        return ["/".join(parts) for parts in inside if parts[0] == folder and len(parts) == 4], f"{archive.name}::"
+    raise DataError(f"{root} holds neither {folder}/ nor {folder}.zip")

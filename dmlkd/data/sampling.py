@@ -8,61 +8,78 @@ from torch.utils.data import Sampler
 
 from dmlkd.errors import ConfigError, DataError
 
+Integers = NDArray[np.int64]
+
 
 class ClassBalancedBatchSampler(Sampler[list[int]]):
-    """Batches of ``batch_size / per_class`` different classes with ``per_class`` different images each.
+    """Batches of ``batch_size / per_class`` classes with ``per_class`` images each.
 
     Every epoch the images of each class are shuffled and cut into groups of ``per_class``, and each batch takes a
     group from each of the classes that have most groups left, ties drawn at random; then the batches are shuffled. So
     no image comes twice in an epoch, and as many come as can. A class with fewer than ``per_class`` images gives
     those it has, in one group.
 
-    The order depends on the seed and the epoch alone.
+    With ``replacement`` it draws as the published recipe does
+    (https://github.com/Confusezius/Revisiting_Deep_Metric_Learning_PyTorch): each class of a batch and then each of its
+    images at random, independently of all others, so that a class or an image can come twice in one batch; an
+    epoch is N // batch_size batches.
+
+    The order depends on the seed and the epoch alone. Of several processes each gives its share of every batch that
+    one process would give: the rows of all ranks, joined in rank order, are that batch. Shares are of equal size,
+    or one apart where a class with fewer than ``per_class`` images has made the batch smaller.
 
     Args:
         labels: (N,) class ids.
-        batch_size: images a batch.
+        batch_size: images a batch, those of all processes together.
         per_class: images of each class in a batch.
-        seed: for the order.
+        seed: for the order; the same in all processes.
+        replacement: draw classes and images with replacement.
+        num_replicas: how many processes share each batch.
+        rank: which of them this is, from 0.
 
     Raises:
-        ConfigError: if ``batch_size`` is not a multiple of ``per_class``, or either is below 1.
-        DataError: if there are fewer classes than a batch needs.
+        ConfigError: if ``batch_size`` is not a multiple of ``per_class`` and of ``num_replicas``, one of them is below
+            1, or there is no such rank.
+        DataError: if there are fewer classes (with replacement: images) than a batch needs, or a batch could have
+            fewer images than there are processes.
 
     >>> sampler = ClassBalancedBatchSampler(np.array([0, 0, 1, 1, 2, 2]), batch_size=4, per_class=2, seed=0)
     >>> [sorted(np.array([0, 0, 1, 1, 2, 2])[batch].tolist()) for batch in sampler]
     [[0, 0, 1, 1]]
     """
 
-    def __init__(self, labels: NDArray[np.int64], *, batch_size: int, per_class: int, seed: int = 0) -> None:
-        for name, value in (("batch_size", batch_size), ("per_class", per_class)):
-            if value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}")
-        if batch_size % per_class:
-            raise ConfigError(f"batch_size must be a multiple of per_class, got {batch_size} and {per_class}")
+    def __init__(
+        self,
+        labels: Integers,
+        *,
+        batch_size: int,
+        per_class: int,
+        seed: int = 0,
+        replacement: bool = False,
+        num_replicas: int = 1,
+        rank: int = 0,
+    ) -> None:
+        _check_numbers(batch_size, per_class, num_replicas, rank)
         self.per_class = per_class
         self.classes_per_batch = batch_size // per_class
         self.seed = seed
+        self.replacement = replacement
+        self.num_replicas = num_replicas
+        self.rank = rank
         self.epoch = 0
         order = np.argsort(labels, kind="stable")
         _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
         self._rows = np.split(order, starts[1:])
-        if len(counts) < self.classes_per_batch:
-            raise DataError(
-                f"a batch of {batch_size} with {per_class} images a class needs {self.classes_per_batch} classes, "
-                f"the training split has {len(counts)}; lower train.batch_size or raise train.per_class"
-            )
-        self._groups = np.maximum(counts // per_class, 1)
-        self._batches = self._count_batches()
-
-    def _count_batches(self) -> int:
-        """The largest T with sum(min(groups, T)) >= T * classes_per_batch: what taking the fullest first attains."""
-        low, high = 1, int(self._groups.sum()) // self.classes_per_batch
-        while low < high:
-            middle = (low + high + 1) // 2
-            enough = np.minimum(self._groups, middle).sum() >= middle * self.classes_per_batch
-            low, high = (middle, high) if enough else (low, middle - 1)
-        return low
+        if replacement:
+            self._batches = _batches_with_replacement(len(labels), batch_size)
+        else:
+            self._batches = _batches_without_replacement(counts, self.classes_per_batch, per_class)
+            smallest = int(np.sort(np.minimum(counts, per_class))[: self.classes_per_batch].sum())
+            if smallest < num_replicas:
+                raise DataError(
+                    f"a batch can have only {smallest} images, for classes have fewer than per_class = {per_class}; "
+                    f"{num_replicas} processes cannot share it"
+                )
 
     @property
     def sampler(self) -> "ClassBalancedBatchSampler":
@@ -78,15 +95,66 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         rng = np.random.default_rng([self.seed, self.epoch])
-        shuffled = [rng.permutation(rows) for rows in self._rows]
-        left = self._groups.copy()
-        batches = []
-        for _ in range(self._batches):
-            chosen = np.lexsort((rng.random(len(left)), -left))[: self.classes_per_batch]
-            left[chosen] -= 1
-            batches.append([int(row) for c in chosen for row in self._group(shuffled[c], left[c])])
-        for batch in rng.permutation(len(batches)):
-            yield batches[batch]
+        draw = _drawn_with_replacement if self.replacement else _drawn_without_replacement
+        for batch in draw(self._rows, self._batches, self.classes_per_batch, self.per_class, rng):
+            first, last = (len(batch) * rank // self.num_replicas for rank in (self.rank, self.rank + 1))
+            yield batch[first:last]
 
-    def _group(self, rows: NDArray[np.int64], number: int) -> NDArray[np.int64]:
-        return rows[number * self.per_class : (number + 1) * self.per_class]
+
+def _check_numbers(batch_size: int, per_class: int, num_replicas: int, rank: int) -> None:
+    for name, value in (("batch_size", batch_size), ("per_class", per_class), ("num_replicas", num_replicas)):
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1, got {value}")
+    for name, value in (("per_class", per_class), ("num_replicas", num_replicas)):
+        if batch_size % value:
+            raise ConfigError(f"batch_size must be a multiple of {name}, got {batch_size} and {value}")
+    if not 0 <= rank < num_replicas:
+        raise ConfigError(f"rank must be at least 0 and below num_replicas = {num_replicas}, got {rank}")
+
+
+def _batches_without_replacement(counts: Integers, classes: int, per_class: int) -> int:
+    """The largest T with sum(min(groups, T)) >= T * classes: what taking the fullest first attains."""
+    if len(counts) < classes:
+        raise DataError(
+            f"a batch of {classes * per_class} with {per_class} images a class needs {classes} classes, "
+            f"the training split has {len(counts)}; lower train.batch_size or raise train.per_class"
+        )
+    groups = np.maximum(counts // per_class, 1)
+    low, high = 1, int(groups.sum()) // classes
+    while low < high:
+        middle = (low + high + 1) // 2
+        enough = np.minimum(groups, middle).sum() >= middle * classes
+        low, high = (middle, high) if enough else (low, middle - 1)
+    return low
+
+
+def _batches_with_replacement(images: int, batch_size: int) -> int:
+    if images < batch_size:
+        raise DataError(
+            f"an epoch of {images} images has no whole batch of {batch_size}; lower train.batch_size, "
+            "or draw without replacement"
+        )
+    return images // batch_size
+
+
+def _drawn_without_replacement(
+    rows: list[Integers], batches: int, classes: int, per_class: int, rng: np.random.Generator
+) -> Iterator[list[int]]:
+    shuffled = [rng.permutation(own) for own in rows]
+    left = np.array([max(len(own) // per_class, 1) for own in rows])
+    drawn = []
+    for _ in range(batches):
+        chosen = np.lexsort((rng.random(len(left)), -left))[:classes]
+        left[chosen] -= 1
+        groups = [shuffled[c][left[c] * per_class : (left[c] + 1) * per_class] for c in chosen]
+        drawn.append(np.concatenate(groups).tolist())
+    for batch in rng.permutation(batches):
+        yield drawn[batch]
+
+
+def _drawn_with_replacement(
+    rows: list[Integers], batches: int, classes: int, per_class: int, rng: np.random.Generator
+) -> Iterator[list[int]]:
+    for _ in range(batches):
+        chosen = rng.integers(len(rows), size=classes)
+        yield np.concatenate([rng.choice(rows[c], size=per_class) for c in chosen]).tolist()

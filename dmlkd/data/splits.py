@@ -1,13 +1,32 @@
-"""Training, validation and test images of a run, the validation split taken from the training classes."""
+"""Training, validation and test images of a run: by classes, by folds over classes, by domain."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dmlkd.data.dataset import ImageDataset
-from dmlkd.data.table import ImageTable
-from dmlkd.errors import DataError
+from dmlkd.data.table import ImageTable, strings
+from dmlkd.data.transforms import Transform
+from dmlkd.errors import ConfigError, DataError, suggestion
+
+
+class Unreadable(NamedTuple):
+    """An image that could not be read.
+
+    Attributes:
+        row: in the table that was read.
+        path: of the image.
+        split: that it was in.
+        reason: why.
+    """
+
+    row: int
+    path: str
+    split: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -19,12 +38,16 @@ class DataSplits:
         val: the validation images; None: no validation split.
         test: the test images.
         true_labels: (N,) labels of the training images before noise; None: there is no noise.
+        skipped: images that could not be read and were left out.
+        on_device: what is done to a whole training batch (B, C, H, W) on the device; None: nothing, ``train`` does it.
     """
 
     train: ImageDataset
     val: ImageDataset | None
     test: ImageDataset
     true_labels: NDArray[np.int64] | None = None
+    skipped: tuple[Unreadable, ...] = ()
+    on_device: Transform | None = None
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Images and classes of each split."""
@@ -34,6 +57,8 @@ class DataSplits:
             for name, part in parts.items()
             if part is not None
         }
+        if self.skipped:
+            counts["skipped"] = {"images": len(self.skipped)}
         if self.true_labels is not None:
             counts["train"]["wrong_labels"] = int((self.train.labels != self.true_labels).sum())
         return counts
@@ -65,3 +90,97 @@ def split_classes(table: ImageTable, fraction: float, *, seed: int) -> tuple[Ima
     chosen = np.random.default_rng([seed, len(classes)]).permutation(classes)[:held]
     inside = np.isin(table.labels, chosen)
     return table.where(~inside), table.where(inside)
+
+
+def class_folds(table: ImageTable, folds: int, fold: int, *, seed: int) -> tuple[ImageTable, ImageTable]:
+    """Hold out one of several equal shares of the classes for validation; each class is held out in just one fold.
+
+    Args:
+        table: the training rows.
+        folds: shares that the classes are dealt into, of sizes that differ by at most one class.
+        fold: which of them is held out, 0 to ``folds`` - 1.
+        seed: for the shares.
+
+    Returns:
+        What is left for training, and what is held out.
+
+    Raises:
+        ConfigError: if there is no such fold.
+        DataError: if fewer than 2 classes would be held out or left.
+    """
+    if folds < 2 or not 0 <= fold < folds:
+        raise ConfigError(f"fold must be from 0 to folds - 1 and folds at least 2, got fold {fold} of {folds}")
+    classes = np.unique(table.labels)
+    held = np.array_split(np.random.default_rng([seed, len(classes)]).permutation(classes), folds)[fold]
+    if len(held) < 2 or len(classes) - len(held) < 2:
+        raise DataError(
+            f"fold {fold} of {folds} holds out {len(held)} of {len(classes)} training classes; "
+            "at least 2 must be held out and 2 left"
+        )
+    inside = np.isin(table.labels, held)
+    return table.where(~inside), table.where(inside)
+
+
+def leave_domain_out(table: ImageTable, domain: str) -> ImageTable:
+    """Split by domain instead: the rows of one domain are for testing, all others for training.
+
+    Args:
+        table: with a column ``domain``; its own split is not used.
+        domain: to test on.
+
+    Raises:
+        DataError: if there is no such domain, or no other.
+    """
+    if table.domain is None:
+        raise DataError("data.test_domain needs images with domains: a table with a column domain")
+    names = [str(name) for name in np.unique(table.domain)]
+    if domain not in names:
+        raise DataError(f"no image is of domain {domain!r}{suggestion(domain, names)}")
+    if len(names) < 2:
+        raise DataError(f"all images are of domain {domain!r}: none is left to train on")
+    split = np.where(table.domain == domain, strings(["test"]), strings(["train"]))
+    return replace(table, split=split, role=None)
+
+
+def split_by_class(
+    labels: NDArray[np.int64], names: NDArray[np.str_], *, train_classes: Sequence[str | int], train_fraction: float
+) -> NDArray[np.str_]:
+    """A split column (N,) by whole classes.
+
+    Args:
+        labels: (N,) class ids.
+        names: (C,) of the classes, in ascending order of their ids.
+        train_classes: names or ids of classes to train on; empty: ``train_fraction`` decides.
+        train_fraction: share of the classes, in ascending order, to train on.
+
+    Raises:
+        ConfigError: if the share is not between 0 and 1.
+        DataError: for a class that is not there.
+
+    >>> ids = np.array([4, 4, 7, 9])
+    >>> print(*split_by_class(ids, strings(["a", "b", "c"]), train_classes=["a", 9], train_fraction=0))
+    train train test train
+    """
+    if not 0 <= train_fraction <= 1:
+        raise ConfigError(f"train_fraction must be from 0 to 1, got {train_fraction}")
+    classes = np.unique(labels)
+    chosen = classes[: round(train_fraction * len(classes))]
+    if train_classes:
+        known = {str(name): label for name, label in zip(names, classes.tolist(), strict=True)}
+        known |= {str(label): label for label in classes.tolist() if str(label) not in known}
+        for name in train_classes:
+            if str(name) not in known:
+                raise DataError(f"there is no class {name!r}{suggestion(name, list(known)[:10000])}")
+        chosen = np.array([known[str(name)] for name in train_classes])
+    return np.where(np.isin(labels, chosen), strings(["train"]), strings(["test"]))
+
+
+def seen_classes(table: ImageTable) -> list[str]:
+    """Names of the classes that are both in training (or validation) and in the test: none under a zero-shot protocol.
+
+    Args:
+        table: of all rows.
+    """
+    test = table.split == "test"
+    both = np.intersect1d(table.labels[test], table.labels[~test])
+    return [str(name) for name in table.class_names[np.isin(np.unique(table.labels), both)]]

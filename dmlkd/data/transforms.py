@@ -1,20 +1,73 @@
-"""Transforms by name: each gives a training and a test pipeline on uint8 (C, H, W) tensors."""
+"""Transforms by name: each gives a training and a test pipeline on uint8 (C, H, W) tensors.
 
-from collections.abc import Callable
-from typing import NamedTuple
+A pipeline is made of steps that can be written down, so that a saved model knows exactly how its images are prepared.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import InterpolationMode
+
+from dmlkd.errors import DataError, suggestion
 
 Transform = Callable[[Tensor], Tensor]
+Step = Mapping[str, Any]
+"""``op``, a key of :data:`OPERATIONS`, and the arguments of that operation."""
+
+
+class Pipeline:
+    """Steps applied one after the other.
+
+    Args:
+        steps: what to do, in order.
+
+    Attributes:
+        steps: the same, as JSON takes them.
+        varies: whether a step is random; one that is not can be applied to a whole batch at once.
+
+    Raises:
+        DataError: for an unknown operation or arguments that it refuses.
+
+    >>> Pipeline([{"op": "resize", "size": [8, 8]}, {"op": "to_float"}])(torch.zeros(1, 5, 6, dtype=torch.uint8)).shape
+    torch.Size([1, 8, 8])
+    """
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self.steps = [dict(step) for step in steps]
+        self.varies = any(step.get("op") in _RANDOM for step in steps)
+        fresh = [False, *(step.get("op") == "to_float" for step in self.steps)]
+        self._made = [_operation(step, fresh=after) for step, after in zip(self.steps, fresh, strict=False)]
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Apply the steps to one image (C, H, W); without random steps also to a batch (B, C, H, W)."""
+        for operation in self._made:
+            image = operation(image)
+        return image
+
+    def __repr__(self) -> str:
+        return f"Pipeline({self.steps})"
 
 
 class Transforms(NamedTuple):
-    """What is done to an image in training, and what in testing."""
+    """What is done to an image in training, and what in testing.
+
+    Attributes:
+        train: for training.
+        test: for testing.
+    """
 
     train: Transform
     test: Transform
+
+    @property
+    def square(self) -> int:
+        """Pixels a side of a square that both begin by resizing to, which can be done once and kept; 0: they do not."""
+        first = [pipeline.steps[:1] if isinstance(pipeline, Pipeline) else [] for pipeline in self]
+        size = first[0][0].get("size") if first[0] else None
+        return size[0] if isinstance(size, list) and first == [[_square(size[0])]] * 2 else 0
 
 
 # Per-channel mean and standard deviation of ImageNet, which torchvision's published weights expect.
@@ -28,7 +81,7 @@ def plain(*, image_size: int, channels: int) -> Transforms:
         image_size: pixels a side of what the network sees.
         channels: colour channels.
     """
-    pipeline = v2.Compose([_resize(image_size), *_to_float(channels)])
+    pipeline = Pipeline([_square(image_size), *_to_float(channels)])
     return Transforms(pipeline, pipeline)
 
 
@@ -41,7 +94,9 @@ def handwriting(*, image_size: int, channels: int) -> Transforms:
         image_size: pixels a side of what the network sees.
         channels: colour channels.
     """
-    train = v2.Compose([_resize(image_size), v2.ToDtype(torch.float32, scale=True), _affine, _normalize(channels)])
+    to_float, normalize = _to_float(channels)
+    move = {"op": "affine_on_paper", "degrees": 15, "translate": [0.1, 0.1], "scale": [0.9, 1.1], "shear": 10}
+    train = Pipeline([_square(image_size), to_float, move, normalize])
     return Transforms(train, plain(image_size=image_size, channels=channels).test)
 
 
@@ -52,36 +107,129 @@ def published(*, image_size: int, channels: int) -> Transforms:
         image_size: pixels a side of what the network sees, 224 as published.
         channels: colour channels.
     """
-    train = v2.Compose(
-        [v2.RandomResizedCrop(image_size, antialias=True), v2.RandomHorizontalFlip(), *_to_float(channels)]
-    )
-    test = v2.Compose(
-        [v2.Resize(round(image_size * 256 / 224), antialias=True), v2.CenterCrop(image_size), *_to_float(channels)]
-    )
-    return Transforms(train, test)
+    return _crops(image_size, channels, "bilinear")
 
 
-def _resize(size: int) -> v2.Transform:
-    return v2.Resize((size, size), antialias=True)
+def bicubic(*, image_size: int, channels: int) -> Transforms:
+    """The published recipe with bicubic interpolation.
+
+    Args:
+        image_size: pixels a side of what the network sees.
+        channels: colour channels.
+    """
+    return _crops(image_size, channels, "bicubic")
 
 
-_MOVE = v2.RandomAffine(
-    degrees=15, translate=(0.1, 0.1), scale=(0.9, 1.1), shear=10, interpolation=v2.InterpolationMode.BILINEAR
-)
+def color_jitter(*, image_size: int, channels: int) -> Transforms:
+    """As ``bicubic``, with brightness, contrast and saturation changed by up to 25 %.
+
+    Args:
+        image_size: pixels a side of what the network sees.
+        channels: colour channels.
+    """
+    return _crops(image_size, channels, "bicubic", before=[_JITTER])
 
 
-def _affine(image: Tensor) -> Tensor:
-    # Filled with 0 on an image whose paper is 0: a fill colour would leave a dark fringe, which torchvision's
-    # bilinear fill draws by weighting the border twice.
-    paper = image[:, :1, :1]
-    moved: Tensor = _MOVE(image - paper) + paper
-    return moved
+def rand_augment(*, image_size: int, channels: int) -> Transforms:
+    """As ``bicubic``, with two random operations of RandAugment at magnitude 9 (https://arxiv.org/abs/1909.13719).
+
+    Args:
+        image_size: pixels a side of what the network sees.
+        channels: colour channels.
+    """
+    return _crops(image_size, channels, "bicubic", before=[_RAND_AUGMENT])
 
 
-def _to_float(channels: int) -> list[v2.Transform]:
-    return [v2.ToDtype(torch.float32, scale=True), _normalize(channels)]
+def random_erasing(*, image_size: int, channels: int) -> Transforms:
+    """As ``bicubic``, with a rectangle of noise in a quarter of the images (https://arxiv.org/abs/1708.04896).
+
+    Args:
+        image_size: pixels a side of what the network sees.
+        channels: colour channels.
+    """
+    return _crops(image_size, channels, "bicubic", after=[_ERASING])
 
 
-def _normalize(channels: int) -> v2.Transform:
+def modern(*, image_size: int, channels: int) -> Transforms:
+    """As ``bicubic``, with RandAugment and random erasing.
+
+    Args:
+        image_size: pixels a side of what the network sees.
+        channels: colour channels.
+    """
+    return _crops(image_size, channels, "bicubic", before=[_RAND_AUGMENT], after=[_ERASING])
+
+
+_JITTER = {"op": "color_jitter", "brightness": 0.25, "contrast": 0.25, "saturation": 0.25}
+_RAND_AUGMENT = {"op": "rand_augment", "num_ops": 2, "magnitude": 9}
+_ERASING = {"op": "random_erasing", "p": 0.25, "value": "random"}
+
+
+def _crops(
+    size: int, channels: int, interpolation: str, *, before: Sequence[Step] = (), after: Sequence[Step] = ()
+) -> Transforms:
+    """Random crops and flips in training, the middle in testing; more steps before and after the change to floats."""
+    crop = {"op": "random_resized_crop", "size": size, "interpolation": interpolation}
+    resize = {"op": "resize", "size": round(size * 256 / 224), "interpolation": interpolation}
+    train: list[Step] = [crop, {"op": "flip"}, *before, *_to_float(channels), *after]
+    return Transforms(Pipeline(train), Pipeline([resize, {"op": "center_crop", "size": size}, *_to_float(channels)]))
+
+
+def _square(size: int) -> dict[str, Any]:
+    return {"op": "resize", "size": [size, size], "interpolation": "bilinear"}
+
+
+def _to_float(channels: int) -> list[Step]:
     mean, std = _IMAGENET if channels == 3 else ([0.5] * channels, [0.5] * channels)
-    return v2.Normalize(mean, std)
+    return [{"op": "to_float"}, {"op": "normalize", "mean": mean, "std": std}]
+
+
+class _AffineOnPaper:
+    """A random affine move; what comes in from outside has the colour of the top left pixel."""
+
+    def __init__(self, **arguments: Any) -> None:
+        self._move = v2.RandomAffine(**arguments, interpolation=InterpolationMode.BILINEAR)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        # Filled with 0 on an image whose paper is 0: a fill colour would leave a dark fringe, which torchvision's
+        # bilinear fill draws by weighting the border twice.
+        paper = image[:, :1, :1]
+        moved: Tensor = self._move(image - paper) + paper
+        return moved
+
+
+def _to_float32() -> Transform:
+    return v2.ToDtype(torch.float32, scale=True)  # type: ignore[no-any-return]
+
+
+OPERATIONS: dict[str, Callable[..., Transform]] = {
+    "affine_on_paper": _AffineOnPaper,
+    "center_crop": v2.CenterCrop,
+    "color_jitter": v2.ColorJitter,
+    "flip": v2.RandomHorizontalFlip,
+    "normalize": v2.Normalize,
+    "rand_augment": v2.RandAugment,
+    "random_erasing": v2.RandomErasing,
+    "random_resized_crop": v2.RandomResizedCrop,
+    "resize": v2.Resize,
+    "to_float": _to_float32,
+}
+"""What a step may be; nothing else can be called from a saved pipeline."""
+
+_RANDOM = ("affine_on_paper", "color_jitter", "flip", "rand_augment", "random_erasing", "random_resized_crop")
+
+
+def _operation(step: Step, *, fresh: bool) -> Transform:
+    """The operation of a step; ``fresh``: on a tensor that nobody else has, which may be written over."""
+    arguments = dict(step)
+    name = arguments.pop("op", None)
+    if name not in OPERATIONS:
+        raise DataError(f"unknown operation {name!r}{suggestion(name, OPERATIONS)}")
+    if "interpolation" in arguments:
+        arguments["interpolation"] = InterpolationMode(arguments["interpolation"])
+    if name == "normalize" and fresh:
+        arguments["inplace"] = True
+    try:
+        return OPERATIONS[name](**arguments)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"operation {name}: {' '.join(str(error).split())}") from None

@@ -3,7 +3,8 @@
 Imports torch alone: neither Lightning nor FAISS nor the trainer.
 """
 
-from dmlkd.distill.functional import listwise_kl
+from dmlkd.distill.diffusion import OnlineBatchDiffusion, diffused_lists
+from dmlkd.distill.functional import divergence_from_lists, listwise_divergence
 from dmlkd.distill.heads import WiderHeadsTeacher
 from dmlkd.distill.lsd import ListwiseSelfDistillation
 from dmlkd.distill.memory import RememberedTeacher, RowMemory
@@ -27,6 +28,7 @@ __all__ = [
     "LinearRamp",
     "ListwiseSelfDistillation",
     "MovingAverageTeacher",
+    "OnlineBatchDiffusion",
     "PreviousEpochTeacher",
     "RememberedTeacher",
     "RowMemory",
@@ -35,5 +37,7 @@ __all__ = [
     "Teacher",
     "WarmUp",
     "WiderHeadsTeacher",
-    "listwise_kl",
+    "diffused_lists",
+    "divergence_from_lists",
+    "listwise_divergence",
 ]

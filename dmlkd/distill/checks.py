@@ -2,6 +2,9 @@
 
 import math
 from numbers import Real
+from typing import TypeVar
+
+Choice = TypeVar("Choice", bound=str)
 
 
 def positive(name: str, value: object) -> float:
@@ -44,6 +47,18 @@ def within(name: str, value: object, low: float, high: float) -> float:
     raise ValueError(f"{name} must be a number from {low} to {high}, got {value!r}")
 
 
+def below(name: str, value: object, low: float, high: float) -> float:
+    """Return ``value`` as a float.
+
+    Raises:
+        ValueError: naming the argument and its value, unless it is a number from ``low`` to below ``high``.
+    """
+    number = _finite(value)
+    if number is not None and low <= number < high:
+        return number
+    raise ValueError(f"{name} must be a number of at least {low} and below {high}, got {value!r}")
+
+
 def whole(name: str, value: object) -> int:
     """Return ``value``.
 
@@ -55,14 +70,15 @@ def whole(name: str, value: object) -> int:
     raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 
-def one_of(name: str, value: object, valid: tuple[str, ...]) -> str:
+def one_of(name: str, value: object, valid: tuple[Choice, ...]) -> Choice:
     """Return ``value``.
 
     Raises:
         ValueError: naming the argument and its value, unless it is one of ``valid``.
     """
-    if isinstance(value, str) and value in valid:
-        return value
+    for choice in valid:
+        if isinstance(value, str) and value == choice:
+            return choice
     raise ValueError(f"{name} must be one of {', '.join(map(repr, valid))}, got {value!r}")
 
 

@@ -2,9 +2,9 @@
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from dmlkd.data import ImageDataset
+from dmlkd.data.loading import clear_errors, loader
 
 
 @torch.no_grad()
@@ -35,7 +35,8 @@ def embed(
     was_training = model.training
     model.eval()
     try:
-        loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers)
-        return torch.cat([model(images.to(device)).cpu() for images, _, _ in loader])
+        batches = loader(dataset, batch_size=batch_size, workers=workers)
+        with clear_errors():
+            return torch.cat([model(images.to(device)).cpu() for images, _, _ in batches])
     finally:
         model.train(was_training)

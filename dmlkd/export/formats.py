@@ -171,7 +171,9 @@ def with_preparation(model: EmbeddingModel) -> Whole:
     # The last steps of every transform are x -> (x / 255 - mean) / std: two flat images tell both.
     side = 64
     black, white = (
-        model.preparation.transform(torch.full((model.in_channels, side, side), value, dtype=torch.uint8))[:, 0, 0]
+        model.preparation.preprocessing.transforms.test(
+            torch.full((model.in_channels, side, side), value, dtype=torch.uint8)
+        )[:, 0, 0]
         for value in (0, 255)
     )
     std = 1 / (white - black).double()

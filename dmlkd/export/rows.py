@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -68,7 +67,7 @@ class ImageRows:
 
     def images(self, rows: Sequence[int]) -> Tensor:
         """Some images (B, C, H, W), prepared."""
-        return torch.stack([self.dataset[row].images for row in rows])
+        return self.dataset.batch(rows).images
 
     def identities(self, start: int, stop: int) -> Identities:
         """Who the rows from ``start`` to before ``stop`` are."""

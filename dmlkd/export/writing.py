@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dmlkd.data.loading import clear_errors
 from dmlkd.errors import UserError, suggestion
 from dmlkd.export.job import Job, Place, digest, file_format
 from dmlkd.export.rows import Rows
@@ -166,7 +167,9 @@ def embedded(
             span = job.span(shard)
             out: NDArray[np.float32] | None = None
             for start in range(0, len(span), batch_size):
-                z = model(next(batches).to(device, non_blocking=True)).float().cpu().numpy()
+                with clear_errors():
+                    images = next(batches)
+                z = model(images.to(device, non_blocking=True)).float().cpu().numpy()
                 if out is None:
                     out = np.empty((len(span), z.shape[1]), np.float32)
                 out[start : start + len(z)] = z

@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
+from dmlkd.data.preprocessing import save_transforms
 from dmlkd.errors import ConfigError
 from dmlkd.models.backbones import build_trunk
 from dmlkd.models.preparing import ImageLike, Preparation, batches, preparation
@@ -95,6 +96,11 @@ class EmbeddingModel(
             model: EmbeddingModel = super().from_pretrained(folder, **arguments)
         model.preparation = preparation(folder)
         return model
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        super()._save_pretrained(save_directory)
+        if self.preparation is not None:
+            save_transforms(save_directory, self.preparation.preprocessing)
 
     @torch.no_grad()
     def embed(self, images: Tensor | Sequence[ImageLike], *, batch_size: int = 256) -> Tensor:

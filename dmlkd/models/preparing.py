@@ -1,26 +1,32 @@
 """How the images of a saved model are prepared, and its images from whatever callers have them in."""
 
+import json
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as v2f
 
-from dmlkd.data import ImageDataset, ImageTable, transforms
-from dmlkd.data.images import read_image
-from dmlkd.data.transforms import Transform
+from dmlkd.data import ImageDataset, ImageTable, images, transforms
+from dmlkd.data.preprocessing import Preprocessing, load_transforms
+from dmlkd.data.transforms import Pipeline
 from dmlkd.errors import UserError, suggestion
 
 ImageLike: TypeAlias = str | Path | Image.Image | Tensor | NDArray[np.uint8]
 """A path, a PIL image, or (C, H, W) uint8 pixels."""
 
-_TRANSFORMS = {"plain": transforms.plain, "handwriting": transforms.handwriting, "published": transforms.published}
+_TRANSFORMS = {
+    "bicubic": transforms.bicubic,
+    "handwriting": transforms.handwriting,
+    "plain": transforms.plain,
+    "published": transforms.published,
+}
 _MODES = {1: "L", 3: "RGB"}
 
 
@@ -28,14 +34,22 @@ class Preparation(NamedTuple):
     """What is done to an image before a model sees it.
 
     Attributes:
-        transform: (C, H, W) uint8 in, float of one size out.
-        channels: C, 1 (grey) or 3 (RGB).
-        description: says the same in words; equal for equal preparations.
+        preprocessing: as kept beside the model.
     """
 
-    transform: Transform
-    channels: int
-    description: str
+    preprocessing: Preprocessing
+
+    @property
+    def channels(self) -> int:
+        """1 (grey) or 3 (RGB)."""
+        return self.preprocessing.preparation.channels
+
+    @property
+    def description(self) -> str:
+        """The same in words, as JSON: equal for equal preparations."""
+        test = self.preprocessing.transforms.test
+        steps = test.steps if isinstance(test, Pipeline) else repr(test)
+        return json.dumps({"preparation": asdict(self.preprocessing.preparation), "test": steps})
 
     def of(self, image: ImageLike) -> Tensor:
         """Read and prepare one image.
@@ -45,45 +59,43 @@ class Preparation(NamedTuple):
         """
         if isinstance(image, str | Path):
             path = Path(image)
-            image = read_image(path.parent, path.name, channels=self.channels)
-        if isinstance(image, Image.Image):
-            image = v2f.pil_to_tensor(image.convert(_MODES[self.channels]))
-        pixels = torch.as_tensor(image)
-        if pixels.dtype != torch.uint8 or pixels.ndim != 3 or len(pixels) != self.channels:
-            wanted = f"({self.channels}, H, W) uint8"
-            raise UserError(f"an image must be a path, a PIL image or {wanted}, got {_shape(pixels)} {pixels.dtype}")
-        return self.transform(pixels)
+            picture = images.read_image(path.parent, path.name, channels=self.channels)
+        elif isinstance(image, Image.Image):
+            picture = image.convert(_MODES[self.channels])
+        else:
+            pixels = torch.as_tensor(image)
+            if pixels.dtype != torch.uint8 or pixels.ndim != 3 or len(pixels) != self.channels:
+                raise UserError(
+                    f"an image must be a path, a PIL image or ({self.channels}, H, W) uint8, got "
+                    f"{tuple(pixels.shape)} {pixels.dtype}"
+                )
+            picture = v2f.to_pil_image(pixels)
+        prepared = torch.from_numpy(images.prepared(picture, self.preprocessing.preparation))
+        return self.preprocessing.transforms.test(prepared)
 
     def dataset(self, table: ImageTable) -> ImageDataset:
         """The images of a table, prepared."""
-        return ImageDataset(table, self.transform, channels=self.channels)
+        return self.preprocessing.dataset(table)
 
 
 def preparation(folder: Path) -> Preparation | None:
-    """How the images of a saved model are prepared; None if neither its folder nor its run's says.
+    """How the images of a saved model are prepared; None if its folder does not say.
 
     Args:
         folder: of a saved model, such as ``model/`` of a run folder.
 
     Raises:
-        UserError: if what says so cannot be read.
+        DataError: if what says so cannot be read.
     """
-    # The one place that knows where this is written down.
-    config = folder.parent / "config.yaml"
-    if folder.name != "model" or not config.is_file():
-        return None
-    try:
-        data = yaml.safe_load(config.read_text(encoding="utf-8"))["data"]
-        return prepared_by(data["transform"], image_size=int(data["image_size"]), channels=int(data["channels"]))
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise UserError(f"{config} does not say how images are prepared: {' '.join(str(error).split())}") from None
+    found = load_transforms(folder)
+    return None if found is None else Preparation(found)
 
 
 def prepared_by(name: str, *, image_size: int, channels: int) -> Preparation:
     """The test pipeline of a transform by name.
 
     Args:
-        name: "plain", "handwriting" or "published".
+        name: "plain", "handwriting", "published" or "bicubic".
         image_size: pixels a side of what the network sees.
         channels: 1 or 3.
 
@@ -95,7 +107,7 @@ def prepared_by(name: str, *, image_size: int, channels: int) -> Preparation:
     if image_size < 1:
         raise UserError(f"image_size must be at least 1, got {image_size}")
     made = _TRANSFORMS[name](image_size=image_size, channels=channels)
-    return Preparation(made.test, channels, f"{name}, {image_size} px, {channels} channels")
+    return Preparation(Preprocessing(images.Preparation(channels), made))
 
 
 def batches(images: Tensor | Sequence[ImageLike], batch_size: int, preparation: Preparation | None) -> Iterator[Tensor]:
@@ -124,7 +136,3 @@ def batches(images: Tensor | Sequence[ImageLike], batch_size: int, preparation: 
         else:
             assert preparation is not None
             yield torch.stack([preparation.of(image) for image in part])
-
-
-def _shape(pixels: Tensor) -> tuple[int, ...]:
-    return tuple(pixels.shape)

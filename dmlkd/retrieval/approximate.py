@@ -82,9 +82,9 @@ class IndexSearch:
         order = np.argsort(-near, axis=1, kind="stable")
         return np.take_along_axis(near, order, axis=1).astype(np.float32), np.take_along_axis(ids, order, axis=1)
 
-    def every(self, queries: NDArray[np.float32]) -> NDArray[np.float64]:
+    def every(self, queries: NDArray[np.float32], first: int = 0) -> NDArray[np.float64]:
         """All similarities, exactly."""
-        return self._flat.every(queries)
+        return self._flat.every(queries, first)
 
     def recall(self, queries: NDArray[np.float32], k: int) -> float:
         """The share of the k nearest that the index finds; one as near as the k-th counts as found.

@@ -24,8 +24,8 @@ class Backend(Protocol):
     def top(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The k largest similarities of each query in float32, descending, and the rows of their items."""
 
-    def every(self, queries: NDArray[np.float32]) -> NDArray[np.float64]:
-        """(b, G) all similarities, computed in float64 from the float32 rows."""
+    def every(self, queries: NDArray[np.float32], first: int = 0) -> NDArray[np.float64]:
+        """(b, G - first) all similarities from item ``first`` on, computed in float64 from the float32 rows."""
 
 
 def make_backend(name: str, gallery: NDArray[np.float32], distance: Distance, given: Any) -> Backend:
@@ -72,12 +72,13 @@ class FaissSearch:
         found, ids = faiss.knn(queries, self._gallery, k, metric=metric)
         return (-found if euclidean else found), ids
 
-    def every(self, queries: NDArray[np.float32]) -> NDArray[np.float64]:
+    def every(self, queries: NDArray[np.float32], first: int = 0) -> NDArray[np.float64]:
         """All similarities, by matrix products in NumPy."""
         left = queries.astype(np.float64)
-        out = np.empty((len(left), len(self._gallery)))
-        for start in range(0, len(self._gallery), _CHUNK):
-            right = self._gallery[start : start + _CHUNK].astype(np.float64)
+        gallery = self._gallery[first:]
+        out = np.empty((len(left), len(gallery)))
+        for start in range(0, len(gallery), _CHUNK):
+            right = gallery[start : start + _CHUNK].astype(np.float64)
             part = out[:, start : start + _CHUNK]
             np.matmul(left, right.T, out=part)
             if self._distance == "euclidean":
@@ -128,13 +129,13 @@ class TorchSearch:
             best = near, ids
         return best[0].cpu().numpy(), best[1].cpu().numpy()
 
-    def every(self, queries: NDArray[np.float32]) -> NDArray[np.float64]:
+    def every(self, queries: NDArray[np.float32], first: int = 0) -> NDArray[np.float64]:
         """All similarities."""
         import torch
 
         left = torch.from_numpy(queries).to(self._device).double()
         parts = []
-        for start in range(0, len(self._gallery), _CHUNK):
+        for start in range(first, len(self._gallery), _CHUNK):
             right = self._gallery[start : start + _CHUNK].double()
             part = left @ right.T
             if self._squares is not None:

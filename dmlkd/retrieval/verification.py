@@ -81,11 +81,12 @@ def count_pairs(search: Search, *, separate: bool) -> PairCounts:
     euclidean = search.distance == "euclidean"
     scale = 1.0 if search.distance == "cosine" else (sum(longest) if euclidean else longest[0] * longest[1]) or 1.0
     totals = [np.zeros(2 * LEVELS + 3, np.int64) for _ in range(2)]
-    step = max(1, _PAIRS // len(gallery))
-    for start in range(0, len(queries), step):
-        rows = np.arange(start, min(start + step, len(queries)))
-        first = 0 if separate else start
-        similarities = search.backend.every(queries[rows])[:, first:]
+    start = 0
+    while start < len(queries):
+        first = 0 if separate else start  # each pair once: with the items that come later
+        rows = np.arange(start, min(start + max(1, _PAIRS // (len(gallery) - first)), len(queries)))
+        start += len(rows)
+        similarities = search.backend.every(queries[rows], first)
         if euclidean:
             similarities = -np.sqrt(np.maximum(-similarities, 0))
         rounded = np.rint(similarities * (LEVELS / scale)).astype(np.int32) + (LEVELS + 1)

@@ -2,21 +2,26 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pytorch_metric_learning.losses import CrossBatchMemory, P2SGradLoss
 from pytorch_metric_learning.losses.mixins import WeightMixin
 from torch import nn
 
 from dmlkd import registry
-from dmlkd.config import DataConfig, Part, RunConfig, TermConfig, TrainConfig, checked, nested_part, parameters
-from dmlkd.data import ClassBalancedBatchSampler, DataSplits, ImageDataset, ImageTable, noisy_labels, split_classes
-from dmlkd.data.transforms import Transform, Transforms
+from dmlkd.config import Part, RunConfig, TermConfig, TrainConfig, checked, nested_part, parameters
+from dmlkd.data import (
+    ClassBalancedBatchSampler,
+    DataSplits,
+    ImageDataset,
+)
 from dmlkd.distill import Schedule, Teacher
 from dmlkd.errors import ConfigError, UserError
 from dmlkd.models import EmbeddingModel
+from dmlkd.training.building_data import build_data
 from dmlkd.training.objective import Objective, Term
 
 Keys = tuple[str | int, ...]
@@ -45,7 +50,24 @@ def build(config: RunConfig) -> Parts:
     sampler = build_sampler(data.train, config.train)
     model = _built(EmbeddingModel, config.model, ("model",), in_channels=data.train.channels)
     classes = int(data.train.targets.max()) + 1
+    _check_smooth_ap(config, data.train.targets)
     return Parts(data, model, build_objective(config, model, classes=classes, rows=len(data.train)), sampler)
+
+
+def _check_smooth_ap(config: RunConfig, targets: NDArray[np.int64]) -> None:
+    """Refuse batches with classes of differing size, at which pytorch-metric-learning stops in mid training."""
+    if config.metric_loss.name != "SmoothAPLoss":
+        return
+    if config.train.sampler == "published":
+        message = "SmoothAPLoss needs equally many images of each class; this sampler draws classes twice"
+        raise ConfigError(message, ("train", "sampler"))
+    small = int((np.unique(targets, return_counts=True)[1] < config.train.per_class).sum())
+    if small:
+        raise ConfigError(
+            f"SmoothAPLoss needs equally many images of each class in a batch, but {small} classes have fewer than "
+            f"{config.train.per_class}; lower train.per_class or take FastAPLoss",
+            ("train", "per_class"),
+        )
 
 
 def _check_accelerator(train: TrainConfig) -> None:
@@ -55,59 +77,14 @@ def _check_accelerator(train: TrainConfig) -> None:
         raise ConfigError(message, ("train", "accelerator"))
 
 
-def build_data(config: DataConfig, *, seed: int) -> DataSplits:
-    """Read the images and split them; the seed chooses the validation classes and the labels made wrong."""
-    source = _source(config)
-    train, val = split_classes(source.table.of_split("train"), config.validation, seed=seed)
-    true_labels = None
-    if config.noise:
-        true_labels = train.labels
-        train = train.relabelled(noisy_labels(true_labels, config.noise, kind=config.noise_kind, seed=seed))
-    return DataSplits(
-        train=source.dataset(train, source.transforms.train),
-        val=None if val is None else source.dataset(val, source.transforms.test),
-        test=source.test(),
-        true_labels=true_labels,
-    )
-
-
-def build_test_data(config: DataConfig) -> ImageDataset:
-    """Read the test images alone."""
-    return _source(config).test()
-
-
-@dataclass(frozen=True)
-class _Source:
-    table: ImageTable
-    transforms: Transforms
-    channels: int
-    image_size: int
-    in_memory: bool
-
-    def dataset(self, rows: ImageTable, transform: Transform) -> ImageDataset:
-        return ImageDataset(
-            rows, transform, channels=self.channels, in_memory=self.in_memory, image_size=self.image_size
-        )
-
-    def test(self) -> ImageDataset:
-        return self.dataset(self.table.of_split("test"), self.transforms.test)
-
-
-def _source(config: DataConfig) -> _Source:
-    entry = registry.lookup(registry.DATA, "data set", config.name, ("data", "name"))
-    reader = registry.load(entry.reader)
-    arguments = {name: value for name, value in config.arguments.items() if name in parameters(reader)}
-    if "root" in arguments:
-        arguments["root"] = Path(arguments["root"])
-    size, channels = config.image_size or entry.image_size, config.channels or entry.channels
-    make = registry.lookup(registry.TRANSFORMS, "transform", config.transform or entry.transform, ("data", "transform"))
-    return _Source(reader(**arguments), make(image_size=size, channels=channels), channels, size, config.in_memory)
-
-
 def build_sampler(dataset: ImageDataset, train: TrainConfig) -> ClassBalancedBatchSampler:
     """The batches that a training section asks for."""
     return ClassBalancedBatchSampler(
-        dataset.targets, batch_size=train.batch_size, per_class=train.per_class, seed=train.seed
+        dataset.targets,
+        batch_size=train.batch_size,
+        per_class=train.per_class,
+        seed=train.seed,
+        replacement=train.sampler == "published",
     )
 
 

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Callback, Trainer
+from lightning import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.utils.data import DataLoader
+from typing_extensions import override
 
 from dmlkd.config import TrainConfig
-from dmlkd.data import ClassBalancedBatchSampler, DataSplits, ImageDataset
+from dmlkd.data import ClassBalancedBatchSampler, DataSplits
+from dmlkd.data.loading import clear_errors, loader
 from dmlkd.signals import Batch
 from dmlkd.training.building import build_sampler
 from dmlkd.training.module import EmbeddingModule
@@ -93,7 +95,7 @@ def fit(
     )
     shown = progress()
     history = History(out / "log.csv")
-    with quiet_lightning():
+    with quiet_lightning(), clear_errors():
         trainer = Trainer(
             max_epochs=train.epochs,
             accelerator=train.accelerator,
@@ -107,13 +109,39 @@ def fit(
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-        trainer.fit(
-            module,
-            DataLoader(data.train, batch_sampler=sampler, num_workers=workers, persistent_workers=workers > 0),
-            _loader(data.val, train, workers) if data.val else None,
-        )
+        loaders = _Loaders if data.val is None else _ValidatedLoaders
+        trainer.fit(module, datamodule=loaders(data, sampler, train.batch_size, workers))
     best = max(history.rows, key=lambda row: row[MONITOR])["epoch"] if data.val else None
     return FitResult(history.rows, train.epochs - 1, None if best is None else int(best), out / "checkpoints")
+
+
+class _Loaders(LightningDataModule):
+    """The loaders of a run, and what is done to a training batch once it is on the device."""
+
+    def __init__(self, data: DataSplits, sampler: ClassBalancedBatchSampler, batch_size: int, workers: int) -> None:
+        super().__init__()
+        self._data = data
+        self._train = loader(data.train, batch_sampler=sampler, workers=workers, persistent=True)
+        self._batch_size = batch_size
+        self._workers = workers
+
+    @override
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return self._train
+
+    @override
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        training = self.trainer is not None and self.trainer.training
+        if self._data.on_device is None or not training:
+            return batch
+        return batch._replace(images=self._data.on_device(batch.images))
+
+
+class _ValidatedLoaders(_Loaders):
+    @override
+    def val_dataloader(self) -> DataLoader[Batch]:
+        assert self._data.val is not None
+        return loader(self._data.val, batch_size=self._batch_size, workers=self._workers, persistent=True)
 
 
 def _checkpoint(folder: Path, *, validated: bool) -> ModelCheckpoint:
@@ -127,10 +155,6 @@ def _checkpoint(folder: Path, *, validated: bool) -> ModelCheckpoint:
         save_last=True,
         enable_version_counter=False,
     )
-
-
-def _loader(dataset: ImageDataset, train: TrainConfig, workers: int) -> DataLoader[Batch]:
-    return DataLoader(dataset, batch_size=train.batch_size, num_workers=workers, persistent_workers=workers > 0)
 
 
 def optimizer(train: TrainConfig) -> Callable[[list[dict[str, Any]]], Optimizer]:

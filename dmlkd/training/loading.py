@@ -1,9 +1,11 @@
-"""Reading a saved model."""
+"""Reading a saved model, and what a finished run left."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from safetensors import SafetensorError
 
+from dmlkd.config import RunConfig, load_config
 from dmlkd.errors import UserError
 from dmlkd.models import EmbeddingModel
 
@@ -24,3 +26,30 @@ def load_model(folder: Path) -> EmbeddingModel:
         return EmbeddingModel.from_pretrained(folder)
     except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{folder} cannot be read as a model: {' '.join(str(error).split())}") from None
+
+
+class FinishedRun(NamedTuple):
+    """What a run folder holds.
+
+    Attributes:
+        config: as resolved.
+        model: the saved one, of the reported epoch.
+    """
+
+    config: RunConfig
+    model: EmbeddingModel
+
+
+def load_run(folder: Path) -> FinishedRun:
+    """Read a run folder.
+
+    Raises:
+        UserError: if it is none, or the run did not finish.
+    """
+    if not folder.is_dir():
+        raise UserError(f"run folder {folder} does not exist")
+    for name in ("config.yaml", "model/config.json", "model/model.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} is not a finished run: it has no {name}")
+    config, _ = load_config(folder / "config.yaml")
+    return FinishedRun(config, load_model(folder / "model"))

@@ -1,33 +1,77 @@
 """Measuring a saved model again, on the test images of its run or of another data set."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from dmlkd.config import DataConfig, checked_data, load_config
-from dmlkd.errors import UserError
+from dmlkd.config import DataConfig, checked_data
+from dmlkd.data import ImageDataset
+from dmlkd.data.preprocessing import load_transforms
+from dmlkd.errors import DataError, UserError
 from dmlkd.export import embed
 from dmlkd.models import EmbeddingModel
 from dmlkd.retrieval import Scores, evaluate
-from dmlkd.training.building import build_test_data
-from dmlkd.training.loading import load_model
+from dmlkd.retrieval.metrics import CLUSTERING
+from dmlkd.training.building_data import build_preprocessing, build_test_data
+from dmlkd.training.loading import load_model, load_run
 
 
 class Embedded(NamedTuple):
     """The test images of a data set, embedded.
 
     Attributes:
-        embeddings: (N, D) on the CPU.
+        embeddings: (N, D) on the CPU: of all, or of the queries where the data set has a gallery.
         labels: (N,) class ids.
         metrics: the names of what is to be measured; empty where nothing says so.
+        gallery: (G, D) of the gallery; None: the other queries are searched.
+        gallery_labels: (G,) class ids.
     """
 
     embeddings: Tensor
     labels: NDArray[np.int64]
     metrics: tuple[str, ...] = ()
+    gallery: Tensor | None = None
+    gallery_labels: NDArray[np.int64] | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """What :func:`dmlkd.retrieval.evaluate` takes."""
+        return {
+            "embeddings": self.embeddings,
+            "labels": self.labels,
+            "gallery": self.gallery,
+            "gallery_labels": self.gallery_labels,
+        }
+
+    def scores(self) -> Scores:
+        """Measure; clusterings, which have no queries and gallery, are left out where there is a gallery."""
+        names = self.metrics if self.gallery is None else [n for n in self.metrics if n not in CLUSTERING]
+        return evaluate(**self.arguments(), metrics=names)
+
+
+def embed_test(model: nn.Module, dataset: ImageDataset, *, metrics: tuple[str, ...] = (), workers: int = 0) -> Embedded:
+    """Embed test images; those whose role is "gallery" become the gallery, if there are any.
+
+    Args:
+        model: images in, embeddings out.
+        dataset: prepared for testing.
+        metrics: names of what is to be measured.
+        workers: processes that load images; 0: this one.
+
+    Raises:
+        DataError: if there are queries and no gallery, or the other way round.
+    """
+    embeddings = embed(model, dataset, workers=workers)
+    if dataset.role is None or not (dataset.role != "").any():
+        return Embedded(embeddings, dataset.labels, metrics)
+    query, gallery = (dataset.role == role for role in ("query", "gallery"))
+    if not (query.any() and gallery.any()):
+        raise DataError(f"the test images have roles, but there are {query.sum()} queries and {gallery.sum()} to find")
+    rows = [torch.from_numpy(np.flatnonzero(part)) for part in (query, gallery)]
+    return Embedded(embeddings[rows[0]], dataset.labels[query], metrics, embeddings[rows[1]], dataset.labels[gallery])
 
 
 def evaluate_run(folder: Path) -> Scores:
@@ -36,8 +80,7 @@ def evaluate_run(folder: Path) -> Scores:
     Raises:
         UserError: if the folder is no finished run, or the images are not there any more.
     """
-    run = embed_run(folder)
-    return evaluate(run.embeddings, run.labels, metrics=run.metrics)
+    return embed_run(folder).scores()
 
 
 def embed_run(folder: Path) -> Embedded:
@@ -46,31 +89,27 @@ def embed_run(folder: Path) -> Embedded:
     Raises:
         UserError: if the folder is no finished run, or the images are not there any more.
     """
-    if not folder.is_dir():
-        raise UserError(f"run folder {folder} does not exist")
-    for name in ("config.yaml", "model/config.json", "model/model.safetensors"):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder} is not a finished run: it has no {name}")
-    config, _ = load_config(folder / "config.yaml")
-    return _embedded(load_model(folder / "model"), config.data)._replace(metrics=config.eval.metrics)
+    run = load_run(folder)
+    return _embedded(run.model, run.config.data, folder / "model", run.config.eval.metrics)
 
 
 def embed_saved(model: Path, data: DataConfig) -> Embedded:
-    """Embed the test images of a data set with a saved model.
+    """Embed the test images of a data set with a saved model, prepared as that model's images are.
 
     Args:
-        model: the folder that ``save_pretrained`` wrote.
+        model: the folder that ``save_pretrained`` wrote; where it has no ``preprocessing.json``, the images are
+            prepared as suits the data set.
         data: which images, with the name of a registered data set.
 
     Raises:
         UserError: if the folder holds no model, or the images are not there or have other channels.
     """
-    network, checked = load_model(model), checked_data(data)
-    if checked.channels != network.in_channels:
-        raise UserError(f"{model} takes images of {network.in_channels} channels, {data.name} has {checked.channels}")
-    return _embedded(network, checked)
+    return _embedded(load_model(model), checked_data(data), model)
 
 
-def _embedded(model: EmbeddingModel, data: DataConfig) -> Embedded:
-    dataset = build_test_data(data)
-    return Embedded(embed(model, dataset, workers=data.workers), dataset.labels)
+def _embedded(model: EmbeddingModel, data: DataConfig, folder: Path, metrics: tuple[str, ...] = ()) -> Embedded:
+    preprocessing = load_transforms(folder) or build_preprocessing(data)
+    if preprocessing.preparation.channels != model.in_channels:
+        found = preprocessing.preparation.channels
+        raise UserError(f"{folder} takes images of {model.in_channels} channels, {data.name} has {found}")
+    return embed_test(model, build_test_data(data, preprocessing), metrics=metrics, workers=data.workers)

@@ -13,14 +13,16 @@ from torch import nn
 import dmlkd
 from dmlkd.config import RunConfig
 from dmlkd.data import DataSplits, ImageDataset
+from dmlkd.data.preprocessing import Preprocessing, save_transforms
 from dmlkd.errors import UserError
-from dmlkd.export import embed
 from dmlkd.export.card import model_card
 from dmlkd.files import write_csv, write_json, write_text
 from dmlkd.models import EmbeddingModel
-from dmlkd.retrieval import Scores, evaluate
+from dmlkd.retrieval import Scores
 from dmlkd.training.building import build
+from dmlkd.training.building_data import build_preprocessing
 from dmlkd.training.fitting import FitResult, fit
+from dmlkd.training.measuring import embed_test
 
 _RECORDED_VERSIONS = ("torch", "torchvision", "pytorch-metric-learning", "faiss-cpu", "lightning", "numpy")
 
@@ -65,6 +67,8 @@ def run(config: RunConfig, out: Path) -> RunResult:
         raise UserError(f"run folder {out} cannot be written: {error.strerror}") from None
     model, test = parts.model, parts.data.test
     baselines = {"pixels": _scores(nn.Flatten(), test, config), "untrained": _scores(model, test, config)}
+    if parts.data.skipped:
+        write_csv(out / "skipped.csv", [bad._asdict() for bad in parts.data.skipped])
     if parts.data.true_labels is not None:
         _record_noise(parts.data, out / "label_noise.csv")
     result = fit(
@@ -96,15 +100,14 @@ def run(config: RunConfig, out: Path) -> RunResult:
         "seed": config.train.seed,
         "versions": {"dmlkd": dmlkd.__version__, **{name: version(name) for name in _RECORDED_VERSIONS}},
     }
-    _save_model(model, out / "model")
+    _save_model(model, out / "model", build_preprocessing(config.data))
     write_text(out / "model" / "README.md", model_card(model, metrics, config.to_yaml()))
     write_json(out / "metrics.json", metrics)
     return RunResult(out, metrics, result)
 
 
 def _scores(model: nn.Module, dataset: ImageDataset, config: RunConfig) -> Scores:
-    embeddings = embed(model, dataset, workers=config.data.workers)
-    return evaluate(embeddings, dataset.labels, metrics=config.eval.metrics)
+    return embed_test(model, dataset, metrics=config.eval.metrics, workers=config.data.workers).scores()
 
 
 def _record_noise(data: DataSplits, path: Path) -> None:
@@ -122,8 +125,9 @@ def _record_noise(data: DataSplits, path: Path) -> None:
     write_csv(path, rows)
 
 
-def _save_model(model: EmbeddingModel, folder: Path) -> None:
+def _save_model(model: EmbeddingModel, folder: Path, preprocessing: Preprocessing) -> None:
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)
+    save_transforms(temporary, preprocessing)
     temporary.replace(folder)

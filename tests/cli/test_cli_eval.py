@@ -13,6 +13,8 @@ from dmlkd.cli import main
 from dmlkd.config import load_config
 from dmlkd.models import EmbeddingModel
 from dmlkd.retrieval import evaluate
+from dmlkd.retrieval.postprocessing import evaluate_postprocessed
+from dmlkd.retrieval.structure import structure
 
 
 @pytest.fixture
@@ -186,3 +188,43 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_is_read(dml
     assert code == 2
     assert output[1].split("/")[0] in err
     assert "not-there" not in err
+
+
+@pytest.mark.parametrize("option", [("--expand", "queries"), ("--expand", "both"), ("--rerank", "k_reciprocal")])
+def test_reranking_and_expansion_are_options(dmlkd, files, option):
+    folder, z, y = files
+    code, out, _ = dmlkd("eval", "--embeddings", folder / "e.safetensors", "--json", *option)
+    assert code == 0
+    expected = evaluate_postprocessed(z, y, **{option[0][2:]: option[1]}, metrics=["recall@1", "map@r"])
+    assert {name: json.loads(out)[name] for name in expected} == dict(expected)
+    assert "nmi" not in json.loads(out)
+
+
+def test_the_structure_of_the_space_is_an_option(dmlkd, files):
+    folder, z, y = files
+    code, out, _ = dmlkd("eval", "--embeddings", folder / "e.safetensors", "--json", "--structure")
+    assert code == 0
+    assert json.loads(out)["structure"] == structure(z, y)._asdict()
+    _, out, _ = dmlkd("eval", "--embeddings", folder / "e.safetensors", "--structure")
+    assert f"hubness       {structure(z, y).hubness:.4f}" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rerank", "diffuse"], "unknown re-ranking 'diffuse'; did you mean 'diffusion'"),
+        (["--expand", "queries", "--rerank", "diffusion"], "give one of expand and rerank"),
+        (["--expand", "queries", "--distance", "euclidean"], "--distance does not go with --expand"),
+        (["--rerank", "diffusion", "--sample", "5"], "--sample does not go with --rerank"),
+        (["--rerank", "diffusion", "--metric", "nmi"], "nmi is no metric of ranked retrieval"),
+        (
+            ["--structure", "--gallery", "gallery.npy", "--gallery-labels", "labels.npy"],
+            "--structure is of one set of embeddings",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(dmlkd, files, monkeypatch, options, message):
+    monkeypatch.chdir(files[0])
+    code, _, err = dmlkd("eval", "--embeddings", "queries.npz", *options)
+    assert code == 2
+    assert message in err

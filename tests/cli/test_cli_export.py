@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from dmlkd.cli import main
-from dmlkd.models import EmbeddingModel
+from dmlkd.models import EmbeddingModel, prepared_by
 from dmlkd.retrieval.files import read_embeddings
 
 
@@ -36,6 +36,7 @@ def work(tmp_path, monkeypatch):
     config = "data: {name: digits, image_size: 8, channels: 1, transform: plain}\nmetric_loss: ContrastiveLoss\n"
     (tmp_path / "run" / "config.yaml").write_text(config)
     model = EmbeddingModel("convnet4", dim=8, in_channels=1, backbone_args={"width": 4})
+    model.preparation = prepared_by("plain", image_size=8, channels=1)
     model.save_pretrained(tmp_path / "run" / "model")
     torch.manual_seed(1)
     other = EmbeddingModel("convnet4", dim=8, in_channels=1, backbone_args={"width": 4})

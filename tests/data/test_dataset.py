@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from dmlkd.data import ImageDataset, ImageTable, digits, split_classes
+from dmlkd.data import ImageDataset, ImageTable, class_folds, digits, split_classes
 from dmlkd.data.table import strings
 from dmlkd.data.transforms import handwriting, plain, published
-from dmlkd.errors import DataError
+from dmlkd.errors import ConfigError, DataError
 
 
 @pytest.fixture
@@ -115,6 +117,29 @@ def test_validation_holds_out_whole_classes_chosen_by_the_seed():
 def test_no_validation_leaves_the_table_alone():
     table = digits()
     assert split_classes(table, 0, seed=0) == (table, None)
+
+
+@given(folds=st.integers(2, 5), seed=st.integers(0, 99))
+def test_every_class_is_held_out_in_just_one_fold(folds, seed):
+    table = digits()
+    parts = [class_folds(table, folds, fold, seed=seed) for fold in range(folds)]
+    held = [set(np.unique(val.labels)) for _, val in parts]
+    assert sorted(label for classes in held for label in classes) == list(range(10))
+    assert max(map(len, held)) - min(map(len, held)) <= 1
+    for (train, val), classes in zip(parts, held, strict=True):
+        assert len(train) + len(val) == len(table)
+        assert not classes & set(train.labels)
+
+
+@pytest.mark.parametrize(("folds", "fold"), [(1, 0), (3, 3), (3, -1)])
+def test_a_fold_that_is_not_there_is_refused(folds, fold):
+    with pytest.raises(ConfigError, match=f"got fold {fold} of {folds}"):
+        class_folds(digits(), folds, fold, seed=0)
+
+
+def test_folds_of_too_few_classes_are_refused():
+    with pytest.raises(DataError, match="fold 6 of 7 holds out 1 of 10"):
+        class_folds(digits(), 7, 6, seed=0)
 
 
 @pytest.mark.parametrize("fraction", [0.05, 0.1, 0.9])

@@ -82,7 +82,7 @@ def test_omniglot_reads_folders_and_archives_alike(tmp_path, as_zip):
 
 def test_omniglot_with_missing_drawings_is_refused_with_both_counts(tmp_path):
     write_omniglot(tmp_path, as_zip=True, leave_out=3)
-    with pytest.raises(DataError, match="small1: found 2717 images of 136 characters for train, 2720 of 136 are due"):
+    with pytest.raises(DataError, match="found 2717 images of 136 classes for train, 2720 of 136 are due"):
         omniglot_small(tmp_path)
 
 

@@ -9,6 +9,7 @@ from dmlkd.data import ClassBalancedBatchSampler
 from dmlkd.errors import ConfigError, DataError
 
 sizes = st.lists(st.integers(1, 12), min_size=2, max_size=20)
+options = st.fixed_dictionaries({"replacement": st.booleans(), "seed": st.integers(0, 1000)})
 
 
 def sampler_of(
@@ -68,6 +69,102 @@ def test_lightning_sets_the_epoch():
     sampler = ClassBalancedBatchSampler(np.repeat(np.arange(4), 4), batch_size=4, per_class=2)
     _set_sampler_epoch(DataLoader(range(16), batch_sampler=sampler), 5)
     assert sampler.epoch == 5
+
+
+def processes_of(labels: np.ndarray, count: int, epoch: int, **arguments) -> list[list[list[int]]]:
+    """The batches of each of so many processes."""
+    found = []
+    for rank in range(count):
+        sampler = ClassBalancedBatchSampler(labels, num_replicas=count, rank=rank, **arguments)
+        sampler.set_epoch(epoch)
+        found.append(list(sampler))
+        assert len(found[-1]) == len(sampler)
+    return found
+
+
+@given(
+    count=st.integers(1, 4), classes=st.integers(1, 6), per=st.integers(1, 4), options=options, epoch=st.integers(0, 9)
+)
+def test_processes_share_the_batches_of_one_in_rank_order(count, classes, per, options, epoch):
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(count * classes), 3 * per))
+    arguments = {"batch_size": count * classes * per, "per_class": per, **options}
+    (alone,) = processes_of(labels, 1, epoch, **arguments)
+    shares = processes_of(labels, count, epoch, **arguments)
+    assert [[row for part in parts for row in part] for parts in zip(*shares, strict=True)] == alone
+    assert {len(part) for own in shares for part in own} == {classes * per}
+    if not options["replacement"]:
+        rows = [{row for part in own for row in part} for own in shares]
+        assert sum(map(len, rows)) == len(set().union(*rows))
+
+
+@given(sizes=sizes, data=st.data(), seed=st.integers(0, 1000))
+def test_shares_of_batches_that_are_not_full_differ_by_one_image_at_most(sizes, data, seed):
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    count = data.draw(st.integers(1, min(4, len(sizes))))
+    arguments = {"batch_size": count * 4, "per_class": 4, "seed": seed}
+    (alone,) = processes_of(labels, 1, 0, **arguments)
+    smallest = sum(sorted(min(size, 4) for size in sizes)[:count])
+    assert smallest >= count
+    for parts, batch in zip(zip(*processes_of(labels, count, 0, **arguments), strict=True), alone, strict=True):
+        assert [row for part in parts for row in part] == batch
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+        assert min(map(len, parts)) >= 1
+
+
+@given(sizes=sizes, per_class=st.integers(1, 3), classes=st.integers(1, 3), seed=st.integers(0, 1000))
+def test_the_published_sampler_draws_groups_of_one_class_and_n_over_batch_size_batches(sizes, per_class, classes, seed):
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), [size + 5 for size in sizes]))
+    sampler = ClassBalancedBatchSampler(
+        labels, batch_size=per_class * classes, per_class=per_class, seed=seed, replacement=True
+    )
+    batches = list(sampler)
+    assert len(batches) == len(sampler) == len(labels) // (per_class * classes)
+    for batch in batches:
+        assert (np.ptp(labels[batch].reshape(classes, per_class), axis=1) == 0).all()
+
+
+def test_the_published_sampler_draws_classes_and_images_evenly_and_independently():
+    labels = np.repeat(np.arange(4), [1, 2, 3, 24])  # a class counts once, however many images it has
+    drawn: list[list[int]] = []
+    for epoch in range(3000):
+        sampler = ClassBalancedBatchSampler(labels, batch_size=6, per_class=2, seed=1, replacement=True)
+        sampler.set_epoch(epoch)
+        drawn += sampler
+    batches = np.array(drawn)  # 15,000 batches of 3 groups of 2
+    groups = labels[batches].reshape(-1, 3, 2)[:, :, 0]
+    assert np.bincount(groups.ravel()) / groups.size == pytest.approx([0.25] * 4, abs=0.01)
+    assert (groups[:, 0] == groups[:, 1]).mean() == pytest.approx(1 / 4, abs=0.02)
+    of_two = batches.reshape(-1, 2)[groups.ravel() == 1]
+    assert (of_two[:, 0] == of_two[:, 1]).mean() == pytest.approx(1 / 2, abs=0.02)
+
+
+@pytest.mark.parametrize("replacement", [False, True])
+def test_the_order_with_or_without_replacement_repeats_and_changes_with_the_epoch(replacement):
+    labels = np.repeat(np.arange(10), 8)
+    arguments = {"batch_size": 20, "per_class": 4, "replacement": replacement}
+    (first,), (again,), (next_epoch,), (other,) = (
+        processes_of(labels, 1, epoch, seed=seed, **arguments) for seed, epoch in [(0, 3), (0, 3), (0, 4), (1, 3)]
+    )
+    assert first == again
+    assert first != next_epoch
+    assert first != other
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"num_replicas": 4}, ConfigError, "batch_size must be a multiple of num_replicas, got 6 and 4"),
+        ({"num_replicas": 0}, ConfigError, "num_replicas must be at least 1, got 0"),
+        ({"num_replicas": 2, "rank": 2}, ConfigError, "below num_replicas = 2, got 2"),
+        ({"num_replicas": 2, "rank": -1}, ConfigError, "rank must be at least 0 and below num_replicas = 2, got -1"),
+        ({"num_replicas": 6, "rank": 1}, DataError, "a batch can have only 2 images, .* 6 processes cannot share it"),
+        ({"replacement": True, "batch_size": 18}, DataError, "an epoch of 17 images has no whole batch of 18"),
+    ],
+)
+def test_impossible_shares_and_epochs_are_refused(arguments, error, message):
+    labels = np.repeat(np.arange(4), [1, 5, 1, 10])
+    with pytest.raises(error, match=message):
+        ClassBalancedBatchSampler(labels, **{"batch_size": 6, "per_class": 3, **arguments})
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from dmlkd import Batch, Objective, Signals
-from dmlkd.distill import Constant, ListwiseSelfDistillation, RememberedTeacher, RowMemory, listwise_kl
+from dmlkd.distill import Constant, ListwiseSelfDistillation, RememberedTeacher, RowMemory, listwise_divergence
 from dmlkd.training import Term
 
 ROWS, DIM = 10, 4
@@ -133,7 +133,7 @@ def test_no_gradient_reaches_the_student_through_the_memory():
     teacher.teach(batch=batch, student=first, needs=())
     now = F.normalize(torch.randn(3, DIM), dim=1).requires_grad_()
     (taught,) = teacher.teach(batch=batch, student=Signals(now), needs=()).signals
-    listwise_kl(student=now, teacher=taught.embeddings).backward()
+    listwise_divergence(student=now, teacher=taught.embeddings).backward()
     assert first.embeddings.grad is None
     assert now.grad.abs().sum() > 0
 

@@ -40,7 +40,5 @@ def saved(folder, model=None, name="run"):
     model = model or small_model()
     run = folder / name
     run.mkdir()
-    config = "data: {name: digits, image_size: 12, channels: 1, transform: plain}\nmetric_loss: ContrastiveLoss\n"
-    (run / "config.yaml").write_text(config)
     model.save_pretrained(run / "model")
     return run

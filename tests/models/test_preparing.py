@@ -20,8 +20,9 @@ def small(seed=0, **kwargs) -> EmbeddingModel:
 def run(tmp_path):
     """A run folder as far as a model reads it."""
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.yaml").write_text("data: {name: digits, image_size: 8, channels: 1, transform: plain}")
-    small().save_pretrained(tmp_path / "run" / "model")
+    model = small()
+    model.preparation = prepared_by("plain", image_size=8, channels=1)
+    model.save_pretrained(tmp_path / "run" / "model")
     return tmp_path / "run"
 
 
@@ -78,9 +79,9 @@ def test_what_cannot_be_embedded_is_refused(tmp_path):
 def test_a_run_folder_stands_for_its_model(run):
     model = EmbeddingModel.from_pretrained(run)
     assert fingerprint(model) == fingerprint(small())
-    assert model.preparation.description == "plain, 8 px, 1 channels"
-    (run / "config.yaml").write_text("data: digits")
-    with pytest.raises(UserError, match=r"config\.yaml does not say how images are prepared"):
+    assert model.preparation.description == prepared_by("plain", image_size=8, channels=1).description
+    (run / "model" / "preprocessing.json").write_text("{}")
+    with pytest.raises(UserError, match=r"preprocessing\.json: cannot be read"):
         EmbeddingModel.from_pretrained(run)
 
 

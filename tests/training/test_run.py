@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_trees as trees
 import torch
 import yaml
 
@@ -139,6 +140,13 @@ def test_a_loss_with_class_weights_trains_them(configs, tmp_path):
     assert not torch.allclose(saved["objective.metric_loss.proxies"], before, atol=1e-5)
 
 
+def test_the_published_sampler_is_one_setting_away(configs):
+    assert not build(configured(configs)).sampler.replacement
+    parts = build(configured(configs, "train.sampler=published"))
+    assert parts.sampler.replacement
+    assert len(parts.sampler) == len(parts.data.train) // 80
+
+
 def test_terms_with_equal_teachers_share_one(configs):
     lsd = "{name: lsd, weight: 1, temperature: 0.5}"
     parts = build(
@@ -251,6 +259,16 @@ def test_a_taken_folder_is_refused_and_kept(configs, tmp_path):
         (["distill.0.teacher={name: previous_epoch, mode: x}"], ConfigError, "must be 'eval' or 'train', got 'x'"),
         (["data.validation=0.1"], DataError, "holds out 0 of 5 training classes"),
         (["metric_loss={name: RankedListLoss}"], ConfigError, "key 'margin' is missing"),
+        (
+            ["metric_loss={name: SmoothAPLoss}", "miner=null", "train.sampler=published"],
+            ConfigError,
+            "SmoothAPLoss needs equally many images of each class; this sampler",
+        ),
+        (
+            ["metric_loss={name: SmoothAPLoss}", "miner=null", "train.per_class=200", "train.batch_size=400"],
+            ConfigError,
+            "SmoothAPLoss needs equally many images of each class in a batch, but 5 classes have fewer than 200",
+        ),
         (["train.metric_loss_lr=0"], ConfigError, "metric_loss_lr: must be greater than 0, got 0"),
         (["distill.0.teacher={name: wider_heads, dims: []}"], ConfigError, "dims must name at least one dimension"),
     ],
@@ -291,9 +309,14 @@ def test_a_damaged_model_is_refused_in_one_line(finished, tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in (Path(__file__).parents[2] / "configs").glob("*.yaml")))
-def test_every_shipped_configuration_is_built(configs, omniglot, monkeypatch, name):
+def test_every_shipped_configuration_is_built(configs, omniglot, monkeypatch, tmp_path, small_counts, name):
     monkeypatch.setenv("DMLKD_DATA", str(omniglot))
-    parts = build(load_config(configs / name)[0])
+    overrides = []
+    if (tree := trees.TREES.get(load_config(configs / name)[0].data.name)) is not None:
+        monkeypatch.setenv("DMLKD_DATA", str(tree(tmp_path)))
+        overrides = ["model.weights=null", "data.image_size=64", "data.validation=0", "train.batch_size=8"]
+        overrides += ["train.per_class=2", f"data.cache={tmp_path / 'cache'}", "data.workers=0"]
+    parts = build(load_config(configs / name, overrides)[0])
     batch = [parts.data.train[row] for row in next(iter(parts.sampler))]
     z = parts.model(torch.stack([item.images for item in batch]))
     labels = torch.stack([item.labels for item in batch])
@@ -309,5 +332,5 @@ def test_omniglot_learns_to_tell_unseen_characters_apart(configs, omniglot, tmp_
         "test": {"images": 2120, "classes": 106},
         "test_queries_left_out": 0,
     }
-    assert metrics["test"]["recall@1"] > metrics["baselines"]["pixels"]["recall@1"] + 0.1
+    assert metrics["test"]["recall@1"] > metrics["baselines"]["pixels"]["recall@1"] + 0.05
     assert metrics["test"]["map@r"] > 2 * metrics["baselines"]["pixels"]["map@r"]

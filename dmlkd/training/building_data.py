@@ -1,0 +1,164 @@
+"""From the data section of a configuration to images, prepared and split."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dmlkd import registry
+from dmlkd.config import DataConfig, parameters
+from dmlkd.data import (
+    DataSplits,
+    ImageDataset,
+    ImageTable,
+    class_folds,
+    leave_domain_out,
+    noisy_labels,
+    seen_classes,
+    split_classes,
+)
+from dmlkd.data.batched import BatchPipeline
+from dmlkd.data.cache import cached
+from dmlkd.data.checking import find_unreadable, without
+from dmlkd.data.images import Preparation
+from dmlkd.data.preprocessing import Preprocessing
+from dmlkd.data.splits import Unreadable
+from dmlkd.data.transforms import Pipeline, Transforms
+from dmlkd.errors import ConfigError, DataError
+
+
+def build_data(config: DataConfig, *, seed: int) -> DataSplits:
+    """Read the images and split them; the seed chooses the validation classes and the labels made wrong.
+
+    Raises:
+        DataError: if the images are not there, incomplete or too few, or a test class is trained on.
+    """
+    source = _source(config)
+    train, val, true_labels = _training_rows(source.table, config, seed)
+    on_device = None
+    prepared = source
+    if config.on_device:
+        on_device = _on_device(source.preprocessing)
+        untouched = source.preprocessing.transforms._replace(train=Pipeline([]))
+        prepared = replace(source, preprocessing=replace(source.preprocessing, transforms=untouched))
+    return DataSplits(
+        train=prepared.dataset(train, training=True),
+        val=None if val is None else source.dataset(val),
+        test=source.test(),
+        true_labels=true_labels,
+        skipped=source.skipped,
+        on_device=on_device,
+    )
+
+
+class TrainingImages(NamedTuple):
+    """The images a run trains on, prepared as for testing.
+
+    Attributes:
+        images: in row order, their labels noisy where ``true_labels`` says otherwise.
+        class_names: aligned with ``np.unique(images.labels)``.
+        true_labels: (N,) labels before noise; None: there is no noise.
+    """
+
+    images: ImageDataset
+    class_names: NDArray[np.str_]
+    true_labels: NDArray[np.int64] | None
+
+
+def build_training_images(config: DataConfig, *, seed: int) -> TrainingImages:
+    """Read the training images of :func:`build_data` with the transform of testing."""
+    source = _source(config)
+    rows, _, true_labels = _training_rows(source.table, config, seed)
+    return TrainingImages(source.dataset(rows), rows.class_names, true_labels)
+
+
+def _training_rows(
+    table: ImageTable, config: DataConfig, seed: int
+) -> tuple[ImageTable, ImageTable | None, NDArray[np.int64] | None]:
+    """The rows to train on, those held out for validation, and the labels before noise where there is noise."""
+    train, val = _validation(table, config, seed=seed)
+    if not config.noise:
+        return train, val, None
+    noisy = noisy_labels(train.labels, config.noise, kind=config.noise_kind, seed=seed)
+    return train.relabelled(noisy), val, train.labels
+
+
+def _on_device(preprocessing: Preprocessing) -> BatchPipeline:
+    train = preprocessing.transforms.train
+    try:
+        return BatchPipeline(train.steps if isinstance(train, Pipeline) else [])
+    except DataError as error:
+        raise ConfigError(str(error), ("data", "on_device")) from None
+
+
+def build_test_data(config: DataConfig, preprocessing: Preprocessing | None = None) -> ImageDataset:
+    """Read the test images alone, prepared as the configuration says, or as a saved model's are."""
+    return _source(config, preprocessing).test()
+
+
+def build_preprocessing(config: DataConfig) -> Preprocessing:
+    """How the images of a configuration are prepared."""
+    entry = registry.lookup(registry.DATA, "data set", config.name, ("data", "name"))
+    size, channels = config.image_size or entry.image_size, config.channels or entry.channels
+    make = registry.lookup(registry.TRANSFORMS, "transform", config.transform or entry.transform, ("data", "transform"))
+    transforms: Transforms = make(image_size=size, channels=channels)
+    square = None if config.shorter else transforms.square or None
+    return Preprocessing(Preparation(channels, config.crop, square, config.shorter), transforms)
+
+
+def read_table(config: DataConfig) -> ImageTable:
+    """Read the table that a data section names, split by domain if it asks for that."""
+    entry = registry.lookup(registry.DATA, "data set", config.name, ("data", "name"))
+    reader = registry.load(entry.reader)
+    arguments = {name: value for name, value in config.arguments.items() if name in parameters(reader)}
+    if "root" in arguments:
+        arguments["root"] = Path(arguments["root"])
+    table: ImageTable = reader(**arguments)
+    return table if config.test_domain is None else leave_domain_out(table, config.test_domain)
+
+
+@dataclass(frozen=True)
+class _Source:
+    table: ImageTable
+    preprocessing: Preprocessing
+    in_memory: bool
+    skipped: tuple[Unreadable, ...]
+
+    def dataset(self, rows: ImageTable, *, training: bool = False) -> ImageDataset:
+        return self.preprocessing.dataset(rows, training=training, in_memory=self.in_memory)
+
+    def test(self) -> ImageDataset:
+        rows = self.table.of_split("test")
+        if rows.role is not None and (rows.role == "").any() and not (rows.role == "").all():
+            raise DataError("some test images have a role and some have none: each must be a query or in the gallery")
+        return self.dataset(rows)
+
+
+def _source(config: DataConfig, preprocessing: Preprocessing | None = None) -> _Source:
+    table = read_table(config)
+    zero_shot = not config.seen_classes and config.test_domain is None
+    if zero_shot and (seen := seen_classes(table)):
+        raise DataError(
+            f"{len(seen)} classes are both trained on and tested, such as {seen[0]}; the test is on unseen classes, "
+            "unless data.seen_classes is set"
+        )
+    preprocessing = preprocessing or build_preprocessing(config)
+    skipped: tuple[Unreadable, ...] = ()
+    skip = config.corrupt == "skip"
+    if config.cache:
+        table, skipped = cached(table, preprocessing.preparation, Path(config.cache), skip=skip, workers=config.workers)
+    elif skip:
+        skipped = find_unreadable(table, preprocessing.preparation, workers=config.workers)
+    return _Source(without(table, skipped), preprocessing, config.in_memory, skipped)
+
+
+def _validation(table: ImageTable, config: DataConfig, *, seed: int) -> tuple[ImageTable, ImageTable | None]:
+    """Training and validation rows: the table's own, a fold over the classes, or a share of them."""
+    train, own = table.of_split("train"), table.of_split("val")
+    if len(own):
+        return train, own
+    if config.folds is not None:
+        return class_folds(train, config.folds, config.fold, seed=seed)
+    return split_classes(train, config.validation, seed=seed)
