@@ -48,9 +48,10 @@ def main() -> None:
         count = max(512, options.images // fewer)
         given = {"name": name, "channels": channels, "size": size, "count": count, "repeats": options.repeats}
         rows.append({"what": f"{name}, {size} px, {count} images", **in_child(__file__, "throughput", {}, **given)})
+        show(rows, options.out, batch_size=256)
     for count in map(int, options.rows.split(",")):
         rows.append({"what": f"memory, {count} rows", **in_child(__file__, "memory", {}, count=count)})
-    show(rows, options.out, batch_size=256)
+        show(rows, options.out, batch_size=256)
 
 
 def throughput(*, name: str, channels: int, size: int, count: int, repeats: int) -> dict[str, float]:
