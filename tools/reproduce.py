@@ -49,7 +49,7 @@ class Experiment:
 NONE = ("distill=[]",)
 NOISE = "data.noise=0.3"
 LONGER = "train.epochs=36"
-S2SD = "distill=[{name: s2sd, weight: 50, teacher: {name: wider_heads, dims: [128, 256], features_after: 100}}]"
+S2SD = "distill=[{{name: s2sd, weight: {}, teacher: {{name: wider_heads, dims: [128, 256], features_after: {}}}}}]"
 REMEMBERED = ("distill.0.teacher=remembered",)
 LOSSES = {
     "contrastive": "contrastive",
@@ -95,7 +95,8 @@ EXPERIMENTS = {
                     name: NONE,
                     f"{name} + LSD, moving average": ("distill.0.teacher={name: moving_average, decay: 0.99}",),
                     f"{name} + OBD-SD": ("distill.0.name=obd_sd", "distill.0.omega=0.5"),
-                    f"{name} + S2SD": (S2SD,),
+                    f"{name} + S2SD, weight 5, heads alone": (S2SD.format(5, "null"),),
+                    f"{name} + S2SD, weight 50, features after 100 steps": (S2SD.format(50, 100),),
                 },
                 seeds=3,
             )
@@ -110,7 +111,7 @@ EXPERIMENTS = {
                 {f"{name}, 36 epochs": (*NONE, LONGER), f"{name}, 36 epochs + LSD": (LONGER,)},
                 seeds=3,
             )
-            for name in ("margin", "multi-similarity", "normalised softmax", "contrastive")
+            for name in ("margin", "multi-similarity")
         },
     ),
     "omniglot-noise": Experiment(
