@@ -34,6 +34,9 @@ class EmbeddingModel(
             Not kept by ``save_pretrained``: a saved model has weights of its own.
         in_channels: colour channels of the images.
         backbone_args: further arguments of the backbone, such as ``{"width": 64}`` of convnet4.
+        frozen_batch_norm: batch norm normalises by the running statistics the backbone starts from, which never move,
+            while its scale and shift are trained: for backbones with ``weights`` (arXiv 2002.08473). Copies of the
+            model, such as teachers, keep it in whatever mode they run.
 
     Raises:
         ConfigError: for an unknown name or a bad number, naming it and what would be right.
@@ -54,6 +57,7 @@ class EmbeddingModel(
         weights: str | None = None,
         in_channels: int = 3,
         backbone_args: dict[str, Any] | None = None,
+        frozen_batch_norm: bool = False,
     ) -> None:
         super().__init__()
         if dim < 1:
@@ -63,6 +67,8 @@ class EmbeddingModel(
         self.dim = dim
         self.in_channels = in_channels
         self.trunk = build_trunk(backbone, weights=weights, in_channels=in_channels, **(backbone_args or {}))
+        if frozen_batch_norm:
+            self.trunk.freeze_batch_norm()
         self.pool = nn.AdaptiveAvgPool2d(1) if pool == "avg" else nn.AdaptiveMaxPool2d(1)
         self.head = nn.Linear(self.trunk.channels, dim)
         assert isinstance(self._hub_mixin_config, dict)
