@@ -56,6 +56,17 @@ class Trunk(nn.Module):
         return tuple(outputs)
 
 
+def compile_trunks(holder: nn.Module) -> None:
+    """Compile every trunk in a module on its first use, with ``torch.compile``; names in ``state_dict()`` stay.
+
+    Args:
+        holder: a model, or an objective, whose teachers' trunks are meant.
+    """
+    for module in holder.modules():
+        if isinstance(module, Trunk):
+            module.compile()
+
+
 def convnet4(*, in_channels: int = 3, width: int = 32) -> Trunk:
     """Four blocks of 3x3 convolution, batch norm, ReLU and 2x2 max pooling: for images of about 8 to 84 pixels.
 
