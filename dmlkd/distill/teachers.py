@@ -137,7 +137,8 @@ class PreviousEpochTeacher(FrozenTeacher):
 
     Args:
         network: the student; it is copied. Its weights at this moment teach until the first update.
-        mode, chunk_size: as of :class:`FrozenTeacher`.
+        mode: "eval" or "train", as of :class:`FrozenTeacher`.
+        chunk_size: as of :class:`FrozenTeacher`.
 
     Raises:
         ValueError: if ``mode`` is neither.
@@ -178,11 +179,11 @@ class SnapshotTeacher(FrozenTeacher):
     Args:
         network: the student; it is copied.
         every: steps of the optimiser between two snapshots, at least 1.
-        mode, chunk_size: as of :class:`FrozenTeacher`.
+        mode: "eval" or "train", as of :class:`FrozenTeacher`.
+        chunk_size: as of :class:`FrozenTeacher`.
 
     Raises:
-        ValueError: if ``every`` is not a whole number of at least 1, or for a bad ``mode`` or
-            ``chunk_size``.
+        ValueError: if ``every`` is not a whole number of at least 1, or for a bad ``mode`` or ``chunk_size``.
     """
 
     def __init__(self, network: nn.Module, *, every: int, mode: Mode = "eval", chunk_size: int | None = None) -> None:
@@ -210,11 +211,11 @@ class MovingAverageTeacher(FrozenTeacher):
     Args:
         network: the student; it is copied.
         decay: 0 <= decay <= 1; the average remembers about 1 / (1 - decay) steps.
-        mode, chunk_size: as of :class:`FrozenTeacher`.
+        mode: "eval" or "train", as of :class:`FrozenTeacher`.
+        chunk_size: as of :class:`FrozenTeacher`.
 
     Raises:
-        ValueError: if ``decay`` is outside its range, or for a bad ``mode`` or
-            ``chunk_size``.
+        ValueError: if ``decay`` is outside its range, or for a bad ``mode`` or ``chunk_size``.
     """
 
     def __init__(
