@@ -73,11 +73,21 @@ class TrainConfig(_Section):
     )
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     lr: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
+    trunk_lr: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="of the backbone; None: lr")
     metric_loss_lr: float | None = Field(
         default=None, gt=0, allow_inf_nan=False, description="of the metric loss's own weights; None: lr"
     )
     weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    lr_schedule: Literal["constant", "cosine", "step"] = "constant"
+    lr_step_epochs: int | None = Field(default=None, ge=1, description="of the step schedule: epochs between two steps")
+    lr_step_factor: float = Field(default=0.1, gt=0, le=1, description="of the step schedule: factor at each step")
+    head_only_epochs: int = Field(default=0, ge=0, description="first so many epochs leave the backbone as it is")
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    channels_last: bool = Field(default=False, description="keep feature maps with their channels last in memory")
+    compile: bool = Field(default=False, description="compile the backbones, student's and teachers', on first use")
+    chunk_size: int | None = Field(
+        default=None, ge=1, description="images that are in memory at a time; None: the batch"
+    )
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     seed: int = Field(default=0, ge=0, lt=2**32)
 

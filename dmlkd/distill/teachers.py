@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from typing_extensions import override
 
+from dmlkd.chunks import signals_in_chunks
 from dmlkd.distill.checks import one_of, whole, within
 from dmlkd.signals import Batch, Need, Signals
 
@@ -81,14 +82,16 @@ class FrozenTeacher(Teacher):
         network: what teaches; taken over, not copied.
         mode: "eval" or "train", the mode it runs in. In the published code of A1 it is "train", with batch norm frozen;
             with live batch norm, "train" normalises by the batch and moves the running statistics.
+        chunk_size: :meth:`teach` runs the network on at most so many images at a time; None: on the whole batch.
 
     Raises:
-        ValueError: if ``mode`` is neither.
+        ValueError: if ``mode`` is neither, or ``chunk_size`` is not a whole number of at least 1.
     """
 
-    def __init__(self, network: nn.Module, *, mode: Mode = "eval") -> None:
+    def __init__(self, network: nn.Module, *, mode: Mode = "eval", chunk_size: int | None = None) -> None:
         super().__init__()
         self.mode = one_of("mode", mode, ("eval", "train"))
+        self.chunk_size = None if chunk_size is None else whole("chunk_size", chunk_size)
         self.network = network.requires_grad_(False)
         self._clock = 0  # epochs or steps that the network has followed the student for
         self.train()
@@ -110,7 +113,7 @@ class FrozenTeacher(Teacher):
     @override
     @torch.no_grad()
     def teach(self, *, batch: Batch, student: Signals, needs: Collection[Need]) -> Lesson:
-        return Lesson((self._teaching.signals(batch.images, needs),))  # type: ignore[operator]
+        return Lesson((signals_in_chunks(self._teaching, batch.images, needs, size=self.chunk_size),))
 
     @override
     def train(self, mode: bool = True) -> "FrozenTeacher":
@@ -135,6 +138,7 @@ class PreviousEpochTeacher(FrozenTeacher):
     Args:
         network: the student; it is copied. Its weights at this moment teach until the first update.
         mode: "eval" or "train", as of :class:`FrozenTeacher`.
+        chunk_size: as of :class:`FrozenTeacher`.
 
     Raises:
         ValueError: if ``mode`` is neither.
@@ -148,8 +152,8 @@ class PreviousEpochTeacher(FrozenTeacher):
     (True, False)
     """
 
-    def __init__(self, network: nn.Module, *, mode: Mode = "eval") -> None:
-        super().__init__(copy.deepcopy(network), mode=mode)
+    def __init__(self, network: nn.Module, *, mode: Mode = "eval", chunk_size: int | None = None) -> None:
+        super().__init__(copy.deepcopy(network), mode=mode, chunk_size=chunk_size)
 
     @property
     @override
@@ -176,13 +180,14 @@ class SnapshotTeacher(FrozenTeacher):
         network: the student; it is copied.
         every: steps of the optimiser between two snapshots, at least 1.
         mode: "eval" or "train", as of :class:`FrozenTeacher`.
+        chunk_size: as of :class:`FrozenTeacher`.
 
     Raises:
-        ValueError: if ``every`` is not a whole number of at least 1, or ``mode`` is neither.
+        ValueError: if ``every`` is not a whole number of at least 1, or for a bad ``mode`` or ``chunk_size``.
     """
 
-    def __init__(self, network: nn.Module, *, every: int, mode: Mode = "eval") -> None:
-        super().__init__(copy.deepcopy(network), mode=mode)
+    def __init__(self, network: nn.Module, *, every: int, mode: Mode = "eval", chunk_size: int | None = None) -> None:
+        super().__init__(copy.deepcopy(network), mode=mode, chunk_size=chunk_size)
         self.every = whole("every", every)
 
     @property
@@ -207,16 +212,19 @@ class MovingAverageTeacher(FrozenTeacher):
         network: the student; it is copied.
         decay: 0 <= decay <= 1; the average remembers about 1 / (1 - decay) steps.
         mode: "eval" or "train", as of :class:`FrozenTeacher`.
+        chunk_size: as of :class:`FrozenTeacher`.
 
     Raises:
-        ValueError: if ``decay`` is outside its range, or ``mode`` is neither.
+        ValueError: if ``decay`` is outside its range, or for a bad ``mode`` or ``chunk_size``.
     """
 
-    def __init__(self, network: nn.Module, *, decay: float = 0.999, mode: Mode = "eval") -> None:
+    def __init__(
+        self, network: nn.Module, *, decay: float = 0.999, mode: Mode = "eval", chunk_size: int | None = None
+    ) -> None:
         self.decay = within("decay", decay, 0, 1)
         rule = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
         average = AveragedModel(network, multi_avg_fn=rule, use_buffers=True)
-        super().__init__(average, mode=mode)
+        super().__init__(average, mode=mode, chunk_size=chunk_size)
 
     @property
     @override

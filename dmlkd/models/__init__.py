@@ -1,6 +1,6 @@
 """Embedding models: trunk, pooling, linear head, unit length; how their images are prepared."""
 
-from dmlkd.models.backbones import Trunk, backbone_names, build_trunk
+from dmlkd.models.backbones import Trunk, backbone_names, build_trunk, compile_trunks
 from dmlkd.models.embedding import EmbeddingModel
 from dmlkd.models.fingerprint import fingerprint
 from dmlkd.models.preparing import Preparation, prepared_by
@@ -11,6 +11,7 @@ __all__ = [
     "Trunk",
     "backbone_names",
     "build_trunk",
+    "compile_trunks",
     "fingerprint",
     "prepared_by",
 ]

@@ -4,6 +4,7 @@ from typing import Any
 
 import torchvision
 from torch import Tensor, nn
+from typing_extensions import override
 
 from dmlkd.errors import ConfigError, suggestion
 
@@ -22,6 +23,25 @@ class Trunk(nn.Module):
         self.stages = stages
         self.channels = channels
         self.spatial = spatial
+        self._frozen_batch_norm = False
+
+    def freeze_batch_norm(self) -> None:
+        """From now on batch norm normalises by its running statistics, which never move, in train mode too.
+
+        Scale and shift are trained as before.
+        """
+        self._frozen_batch_norm = True
+        self.train(self.training)
+
+    @override
+    def train(self, mode: bool = True) -> "Trunk":
+        """Set the mode of every module; frozen batch norm stays in eval mode."""
+        super().train(mode)
+        if self._frozen_batch_norm:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the output of each stage, the last one last.
@@ -34,6 +54,17 @@ class Trunk(nn.Module):
             images = stage(images)
             outputs.append(images)
         return tuple(outputs)
+
+
+def compile_trunks(holder: nn.Module) -> None:
+    """Compile every trunk in a module on its first use, with ``torch.compile``; names in ``state_dict()`` stay.
+
+    Args:
+        holder: a model, or an objective, whose teachers' trunks are meant.
+    """
+    for module in holder.modules():
+        if isinstance(module, Trunk):
+            module.compile()
 
 
 def convnet4(*, in_channels: int = 3, width: int = 32) -> Trunk:

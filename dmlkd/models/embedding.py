@@ -41,6 +41,9 @@ class EmbeddingModel(
             Not kept by ``save_pretrained``: a saved model has weights of its own.
         in_channels: colour channels of the images.
         backbone_args: further arguments of the backbone, such as ``{"width": 64}`` of convnet4.
+        frozen_batch_norm: batch norm normalises by the running statistics the backbone starts from, which never move,
+            while its scale and shift are trained: for backbones with ``weights`` (arXiv 2002.08473). Copies of the
+            model, such as teachers, keep it in whatever mode they run.
 
     Attributes:
         preparation: how its images are prepared, as its folder said; None: nothing says so.
@@ -64,6 +67,7 @@ class EmbeddingModel(
         weights: str | None = None,
         in_channels: int = 3,
         backbone_args: dict[str, Any] | None = None,
+        frozen_batch_norm: bool = False,
     ) -> None:
         super().__init__()
         if dim < 1:
@@ -74,6 +78,8 @@ class EmbeddingModel(
         self.dim = dim
         self.in_channels = in_channels
         self.trunk = build_trunk(backbone, weights=weights, in_channels=in_channels, **(backbone_args or {}))
+        if frozen_batch_norm:
+            self.trunk.freeze_batch_norm()
         self.pool = nn.AdaptiveAvgPool2d(1) if pool == "avg" else nn.AdaptiveMaxPool2d(1)
         self.head = nn.Linear(self.trunk.channels, dim)
         assert isinstance(self._hub_mixin_config, dict)

@@ -23,6 +23,7 @@ from dmlkd.errors import ConfigError, UserError
 from dmlkd.models import EmbeddingModel
 from dmlkd.training.building_data import build_data
 from dmlkd.training.objective import Objective, Term
+from dmlkd.training.rates import lr_schedule
 
 Keys = tuple[str | int, ...]
 T = TypeVar("T")
@@ -46,6 +47,7 @@ def build(config: RunConfig) -> Parts:
         DataError: if the images are not there, incomplete or too few.
     """
     _check_accelerator(config.train)
+    lr_schedule(config.train)
     data = build_data(config.data, seed=config.train.seed)
     sampler = build_sampler(data.train, config.train)
     model = _built(EmbeddingModel, config.model, ("model",), in_channels=data.train.channels)
@@ -75,6 +77,8 @@ def _check_accelerator(train: TrainConfig) -> None:
     if not there.get(train.accelerator, True):
         message = f"this machine has no {train.accelerator} device; auto takes what there is"
         raise ConfigError(message, ("train", "accelerator"))
+    if train.precision == "16-mixed" and (train.accelerator == "cpu" or not any(there.values())):
+        raise ConfigError("16-mixed needs a GPU; bf16-mixed runs on a CPU too", ("train", "precision"))
 
 
 def build_sampler(dataset: ImageDataset, train: TrainConfig) -> ClassBalancedBatchSampler:
@@ -109,6 +113,7 @@ def build_objective(config: RunConfig, model: EmbeddingModel, *, classes: int, r
         "rows": rows,
         "dim": model.dim,
         "features": model.trunk.channels,
+        "chunk_size": config.train.chunk_size,
         "metric_loss": metric_loss,
         "miner": miner,
     }

@@ -18,10 +18,12 @@ from typing_extensions import override
 from dmlkd.config import TrainConfig
 from dmlkd.data import ClassBalancedBatchSampler, DataSplits
 from dmlkd.data.loading import clear_errors, loader
+from dmlkd.models import compile_trunks
 from dmlkd.signals import Batch
 from dmlkd.training.building import build_sampler
 from dmlkd.training.module import EmbeddingModule
 from dmlkd.training.objective import Objective
+from dmlkd.training.rates import lr_schedule
 from dmlkd.training.watching import History, progress, quiet_lightning
 
 MONITOR = "val/map@r"
@@ -92,7 +94,15 @@ def fit(
         optimizer=optimizer(train),
         epochs=train.epochs,
         metric_loss_lr=train.metric_loss_lr,
+        trunk_lr=train.trunk_lr,
+        lr_schedule=lr_schedule(train),
+        head_only_epochs=train.head_only_epochs,
+        chunk_size=train.chunk_size,
     )
+    if train.channels_last:
+        module.to(memory_format=torch.channels_last)
+    if train.compile:
+        compile_trunks(module)
     shown = progress()
     history = History(out / "log.csv")
     with quiet_lightning(), clear_errors():
@@ -110,7 +120,7 @@ def fit(
             use_distributed_sampler=False,
         )
         loaders = _Loaders if data.val is None else _ValidatedLoaders
-        trainer.fit(module, datamodule=loaders(data, sampler, train.batch_size, workers))
+        trainer.fit(module, datamodule=loaders(data, sampler, train, workers))
     best = max(history.rows, key=lambda row: row[MONITOR])["epoch"] if data.val else None
     return FitResult(history.rows, train.epochs - 1, None if best is None else int(best), out / "checkpoints")
 
@@ -118,11 +128,12 @@ def fit(
 class _Loaders(LightningDataModule):
     """The loaders of a run, and what is done to a training batch once it is on the device."""
 
-    def __init__(self, data: DataSplits, sampler: ClassBalancedBatchSampler, batch_size: int, workers: int) -> None:
+    def __init__(self, data: DataSplits, sampler: ClassBalancedBatchSampler, train: TrainConfig, workers: int) -> None:
         super().__init__()
         self._data = data
         self._train = loader(data.train, batch_sampler=sampler, workers=workers, persistent=True)
-        self._batch_size = batch_size
+        self._batch_size = train.batch_size
+        self._memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
         self._workers = workers
 
     @override
@@ -132,9 +143,10 @@ class _Loaders(LightningDataModule):
     @override
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         training = self.trainer is not None and self.trainer.training
-        if self._data.on_device is None or not training:
-            return batch
-        return batch._replace(images=self._data.on_device(batch.images))
+        images = batch.images
+        if self._data.on_device is not None and training:
+            images = self._data.on_device(images)
+        return batch._replace(images=images.contiguous(memory_format=self._memory_format))
 
 
 class _ValidatedLoaders(_Loaders):

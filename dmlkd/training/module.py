@@ -1,18 +1,22 @@
 """The Lightning module: a model and an objective in Lightning's training loop."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
+from dmlkd.chunks import signals_in_chunks
 from dmlkd.errors import TrainingError
 from dmlkd.retrieval import evaluate
 from dmlkd.signals import Batch
 from dmlkd.training.objective import Losses, Objective
+from dmlkd.training.rates import WaitingTrunk, parameter_groups
 
 VALIDATION_METRICS = ("recall@1", "map@r")
 
@@ -29,6 +33,11 @@ class EmbeddingModule(lightning.LightningModule):
         optimizer: makes the optimiser for the parameter groups it is given.
         epochs: for the schedules.
         metric_loss_lr: learning rate of the weights of metric losses, such as proxies; None: the optimiser's own.
+        trunk_lr: learning rate of ``model.trunk``; None: the optimiser's own.
+        lr_schedule: makes the schedule of all learning rates, stepped once an epoch; None: they are constant.
+        head_only_epochs: in the first so many epochs ``model.trunk`` is left as it is: eval mode, no gradient.
+        chunk_size: how many images the model runs on at a time (:func:`~dmlkd.chunks.signals_in_chunks`); None: the
+            whole batch. Teachers have a ``chunk_size`` of their own.
     """
 
     def __init__(
@@ -39,42 +48,62 @@ class EmbeddingModule(lightning.LightningModule):
         optimizer: Callable[[list[dict[str, Any]]], Optimizer],
         epochs: int,
         metric_loss_lr: float | None = None,
+        trunk_lr: float | None = None,
+        lr_schedule: Callable[[Optimizer], LRScheduler] | None = None,
+        head_only_epochs: int = 0,
+        chunk_size: int | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
         self.epochs = epochs
         self.metric_loss_lr = metric_loss_lr
+        self.trunk_lr = trunk_lr
+        self.chunk_size = chunk_size
         self._optimizer = optimizer
+        self._lr_schedule = lr_schedule
+        self._waiting = WaitingTrunk(self._trunk(), head_only_epochs) if head_only_epochs else None
         self._validated: list[tuple[Tensor, Tensor]] = []
         self._first_bad_step: Tensor | None = None
         self._steps = 0
 
     @override
-    def configure_optimizers(self) -> Optimizer:
-        of_losses = [p for p in self.objective.loss_parameters() if p.requires_grad]
-        apart = {id(p) for p in of_losses}
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in self.parameters() if p.requires_grad and id(p) not in apart]}
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        apart: list[tuple[Iterable[nn.Parameter], float | None]] = [
+            (self.objective.loss_parameters(), self.metric_loss_lr)
         ]
-        if of_losses:
-            own = {} if self.metric_loss_lr is None else {"lr": self.metric_loss_lr}
-            groups.append({"params": of_losses, **own})
-        return self._optimizer(groups)
+        if self.trunk_lr is not None:
+            apart.append((self._trunk().parameters(), self.trunk_lr))
+        optimizer = self._optimizer(parameter_groups(self.parameters(), apart))
+        if self._lr_schedule is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self._lr_schedule(optimizer), "interval": "epoch"},
+        }
 
     @override
     def on_train_epoch_start(self) -> None:
+        if self._waiting is not None:
+            self._waiting.start_epoch(self.current_epoch)
         self._steps = self.global_step
         self.objective.start_epoch(self.model, self.current_epoch, self.epochs)
 
     @override
+    def on_fit_end(self) -> None:
+        if self._waiting is not None:
+            self._waiting.end()
+
+    @override
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        signals = self.model.signals(batch.images, self.objective.student_needs)  # type: ignore[operator]
+        signals = signals_in_chunks(self.model, batch.images, self.objective.student_needs, size=self.chunk_size)
         losses: Losses = self.objective(signals, batch)
         values: dict[str, Tensor | float] = {"train/loss": losses.total, "train/metric": losses.metric}
         values.update({f"train/{name}": loss for name, loss in losses.distill.items()})
         values.update({f"train/{name}_teacher": loss for name, loss in losses.teachers.items()})
         values.update({f"weight/{name}": weight for name, weight in losses.weights.items()})
+        if self._lr_schedule is not None:
+            values["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch.labels))
         self._watch(losses.total)
         return losses.total
@@ -103,6 +132,14 @@ class EmbeddingModule(lightning.LightningModule):
     @override
     def on_train_epoch_end(self) -> None:
         self._check()
+
+    def _trunk(self) -> nn.Module:
+        trunk = getattr(self.model, "trunk", None)
+        if not isinstance(trunk, nn.Module):
+            raise ValueError(
+                f"trunk_lr and head_only_epochs need a model with a trunk, got {type(self.model).__name__}"
+            )
+        return trunk
 
     def _watch(self, loss: Tensor) -> None:
         """Remember the first step whose loss is not finite, without waiting for the device."""

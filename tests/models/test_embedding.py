@@ -1,11 +1,13 @@
 """The embedding model: unit rows, saved and read back, names refused clearly."""
 
+import copy
 import json
 
 import pytest
 import torch
 
 from dmlkd import EmbeddingModel
+from dmlkd.distill import MovingAverageTeacher, PreviousEpochTeacher
 from dmlkd.errors import ConfigError
 from dmlkd.models import backbone_names
 
@@ -62,6 +64,51 @@ def test_a_black_image_gives_no_nan():
     torch.nn.init.zeros_(model.head.weight)
     torch.nn.init.zeros_(model.head.bias)
     assert torch.isfinite(model.eval()(torch.zeros(2, 1, 8, 8))).all()
+
+
+def statistics(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_frozen_batch_norm_keeps_its_statistics_and_trains_scale_and_shift():
+    model = small(frozen_batch_norm=True)
+    before = statistics(model)
+    for part in (model, model.trunk, copy.deepcopy(model)):
+        part.eval()
+        part.train()
+        assert part.training
+        assert not any(m.training for m in part.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    model(torch.rand(4, 1, 8, 8))[:, 0].sum().backward()
+    assert before.keys() == statistics(model).keys() != set()
+    assert same(before, statistics(model))
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert len(norms) == 4
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for m in norms for p in (m.weight, m.bias))
+    live = small()
+    live(torch.rand(4, 1, 8, 8))
+    assert not same(statistics(live), before)
+
+
+def test_with_frozen_batch_norm_train_and_eval_mode_say_the_same():
+    model, images = small(frozen_batch_norm=True), torch.rand(4, 1, 8, 8)
+    assert torch.equal(model.train()(images), model.eval()(images))
+    teacher = PreviousEpochTeacher(model, mode="train")
+    assert torch.equal(teacher.train()(images), model(images))
+    average = MovingAverageTeacher(model, mode="train")
+    assert torch.equal(average._teaching(images), model(images))
+
+
+def test_frozen_batch_norm_is_kept_by_a_saved_model(tmp_path):
+    small(frozen_batch_norm=True).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["frozen_batch_norm"] is True
+    again = EmbeddingModel.from_pretrained(tmp_path).train()
+    before = statistics(again)
+    again(torch.rand(4, 1, 8, 8))
+    assert same(before, statistics(again))
 
 
 def test_logits_are_refused():
