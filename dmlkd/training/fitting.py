@@ -159,7 +159,7 @@ class _Loaders(LightningDataModule):
     @override
     def state_dict(self) -> dict[str, int]:
         assert self.trainer is not None
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
         if self.trainer.is_last_batch:
             return {"epoch": self.trainer.current_epoch + 1, "batches": 0}
         return {"epoch": self.trainer.current_epoch, "batches": done}
