@@ -3,7 +3,6 @@
 import shlex
 import shutil
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import lightning
 import numpy as np
 from torch import nn
 
-import dmlkd
 from dmlkd.config import RunConfig, load_config
 from dmlkd.data import DataSplits, ImageDataset
 from dmlkd.data.preprocessing import Preprocessing, save_transforms
@@ -24,9 +22,8 @@ from dmlkd.training.building_data import build_preprocessing
 from dmlkd.training.fitting import FitResult, fit
 from dmlkd.training.folder import LOCK, held, sweep
 from dmlkd.training.measuring import embed_test
+from dmlkd.training.provenance import record, versions
 from dmlkd.training.stopping import Stop
-
-_RECORDED_VERSIONS = ("torch", "torchvision", "pytorch-metric-learning", "faiss-cpu", "lightning", "numpy")
 
 
 @dataclass(frozen=True)
@@ -113,6 +110,7 @@ def _interruptible(config: RunConfig, parts: Parts, out: Path, *, resumed: bool 
 
 
 def _run(config: RunConfig, parts: Parts, out: Path, stop: Stop, *, resumed: bool) -> RunResult:
+    record(out, parts.data.counts())
     model, test = parts.model, parts.data.test
     baselines = {"pixels": _scores(nn.Flatten(), test, config), "untrained": _scores(model, test, config)}
     if parts.data.skipped:
@@ -149,7 +147,7 @@ def _run(config: RunConfig, parts: Parts, out: Path, stop: Stop, *, resumed: boo
         "baselines": {name: dict(scores) for name, scores in baselines.items()},
         "data": {**parts.data.counts(), "test_queries_left_out": by_epoch[reported].left_out},
         "seed": config.train.seed,
-        "versions": {"dmlkd": dmlkd.__version__, **{name: version(name) for name in _RECORDED_VERSIONS}},
+        "versions": versions(),
     }
     _save_model(model, out / "model", build_preprocessing(config.data))
     write_json(out / "metrics.json", metrics)

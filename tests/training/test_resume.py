@@ -1,6 +1,7 @@
 """A run that was stopped, killed or ran out of disk goes on to the bits of the unbroken run."""
 
 import errno
+import json
 import os
 import resource
 import signal
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from dmlkd.config import load_config
-from dmlkd.errors import Interrupted, TrainingError, UserError
+from dmlkd.errors import DataError, Interrupted, TrainingError, UserError
 from dmlkd.training import resume, run, running
 from dmlkd.training.checkpoints import CheckpointFiles, Randomness, read_checkpoint
 from dmlkd.training.finite import FiniteLosses, check_weights
@@ -390,3 +391,22 @@ run(load_config(Path("configs/digits.yaml"), {SHORT!r})[0], Path(sys.argv[1]))
     assert bool(list((tmp_path / "run").rglob(".*.tmp*"))) == (moment == "fsync")
     assert bits(resume(tmp_path / "run").folder) == bits(whole)
     assert not list((tmp_path / "run").rglob(".*.tmp*"))
+
+
+def test_a_run_says_what_it_came_from_and_other_data_are_refused(monkeypatch, tmp_path, whole):
+    with monkeypatch.context() as patched:
+        die_at_write(patched, 1, after=True)
+        with pytest.raises(Death):
+            run(configured(), tmp_path / "run")
+    recorded = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert recorded == {**json.loads((whole / "run.json").read_text()), "processes": recorded["processes"]}
+    assert recorded["data"]["test"] == {"images": 896, "classes": 5}
+    (process,) = recorded["processes"]
+    assert process["versions"] == json.loads((whole / "metrics.json").read_text())["versions"]
+    assert {"command", "revision", "started", "host", "python"} <= set(process)
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**recorded, "data": {"test": {"images": 895}}}))
+    with pytest.raises(DataError, match="was begun with other images"):
+        resume(tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text(json.dumps(recorded))
+    assert bits(resume(tmp_path / "run").folder) == bits(whole)
+    assert len(json.loads((tmp_path / "run" / "run.json").read_text())["processes"]) == 2

@@ -37,6 +37,7 @@ def test_the_folder_holds_what_the_docs_say(finished):
         "config.yaml",
         "metrics.json",
         "log.csv",
+        "run.json",
         "checkpoints/last.ckpt",
         "checkpoints/best.ckpt",
         "model/config.json",
