@@ -37,7 +37,8 @@ def record(folder: Path, counts: dict[str, Any]) -> None:
         DataError: if the run was begun with other data.
     """
     path = folder / "run.json"
-    recorded = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"data": counts, "processes": []}
+    new: dict[str, Any] = {"data": counts, "processes": []}
+    recorded = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else new
     if recorded["data"] != counts:
         raise DataError(f"{folder} was begun with other images: {recorded['data']}, there are now {counts}")
     recorded["processes"].append(_this_process())
