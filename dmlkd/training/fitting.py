@@ -106,7 +106,6 @@ def fit(
         epochs=train.epochs,
         metric_loss_lr=train.metric_loss_lr,
     )
-    shown = progress()
     history = History(out / "log.csv")
     stop = stop or Stop()
     checkpoints = Checkpoints(
@@ -118,20 +117,7 @@ def fit(
     )
     last = checkpoints.folder / LAST
     with quiet_lightning(), clear_errors(), stop.deferred():
-        trainer = Trainer(
-            max_epochs=train.epochs,
-            accelerator=train.accelerator,
-            devices=1,
-            precision=train.precision,
-            logger=TensorBoardLogger(out, name="tensorboard", version=""),
-            callbacks=[history, Randomness(), shown, *callbacks, checkpoints],
-            plugins=[CheckpointFiles()],
-            enable_progress_bar=isinstance(shown, ProgressBar),
-            log_every_n_steps=1,
-            num_sanity_val_steps=0,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
+        trainer = _trainer(train, out, [history, Randomness(), *callbacks, checkpoints])
         loaders = _Loaders if data.val is None else _ValidatedLoaders
         try:
             trainer.fit(
@@ -143,6 +129,24 @@ def fit(
             raise Interrupted(signal.SIGTERM) from None
     best = None if data.val is None else int(best_row(history.rows, MONITOR)["epoch"])
     return FitResult(history.rows, train.epochs - 1, best, checkpoints.folder)
+
+
+def _trainer(train: TrainConfig, out: Path, callbacks: list[Callback]) -> Trainer:
+    shown = progress()
+    return Trainer(
+        max_epochs=train.epochs,
+        accelerator=train.accelerator,
+        devices=1,
+        precision=train.precision,
+        logger=TensorBoardLogger(out, name="tensorboard", version=""),
+        callbacks=[shown, *callbacks],
+        plugins=[CheckpointFiles()],
+        enable_progress_bar=isinstance(shown, ProgressBar),
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
 
 
 class _Loaders(LightningDataModule):

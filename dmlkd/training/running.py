@@ -1,5 +1,6 @@
 """A run from a configuration: train, measure on unseen classes beside the baselines, write the run folder."""
 
+import errno
 import shlex
 import shutil
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import nn
 from dmlkd.config import RunConfig, load_config
 from dmlkd.data import DataSplits, ImageDataset
 from dmlkd.data.preprocessing import Preprocessing, save_transforms
-from dmlkd.errors import ConfigError, Interrupted, UserError
+from dmlkd.errors import ConfigError, Interrupted, TrainingError, UserError
 from dmlkd.files import write_csv, write_json, write_text
 from dmlkd.models import EmbeddingModel
 from dmlkd.retrieval import Scores
@@ -24,6 +25,8 @@ from dmlkd.training.folder import LOCK, held, sweep
 from dmlkd.training.measuring import embed_test
 from dmlkd.training.provenance import record, versions
 from dmlkd.training.stopping import Stop
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -102,11 +105,16 @@ def _seeded_parts(config: RunConfig) -> Parts:
 
 def _interruptible(config: RunConfig, parts: Parts, out: Path, *, resumed: bool = False) -> RunResult:
     stop = Stop()
+    again = f"dmlkd train --resume {shlex.quote(str(out))}"
     try:
         with stop.listening():
             return _run(config, parts, out, stop, resumed=resumed)
     except Interrupted as stopped:
-        raise Interrupted(stopped.signum, f"go on with: dmlkd train --resume {shlex.quote(str(out))}") from None
+        raise Interrupted(stopped.signum, f"go on with: {again}") from None
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise TrainingError(f"{out} cannot be written: {error.strerror}; make room, then: {again}") from error
 
 
 def _run(config: RunConfig, parts: Parts, out: Path, stop: Stop, *, resumed: bool) -> RunResult:

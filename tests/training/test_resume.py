@@ -410,3 +410,14 @@ def test_a_run_says_what_it_came_from_and_other_data_are_refused(monkeypatch, tm
     (tmp_path / "run" / "run.json").write_text(json.dumps(recorded))
     assert bits(resume(tmp_path / "run").folder) == bits(whole)
     assert len(json.loads((tmp_path / "run" / "run.json").read_text())["processes"]) == 2
+
+
+def test_a_disk_that_is_full_when_the_log_is_written_is_one_line(monkeypatch, tmp_path, whole):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("dmlkd.training.watching.write_csv", full)
+        with pytest.raises(TrainingError, match="No space left on device; make room, then: dmlkd train --resume"):
+            run(configured(), tmp_path / "run")
+    assert bits(resume(tmp_path / "run").folder) == bits(whole)
