@@ -114,6 +114,10 @@ class Checkpoints(Checkpoint):
         self._stop = stop
 
     @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop.listen_again()  # Lightning's own handler would end a validation on SIGTERM, without a checkpoint
+
+    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -1,7 +1,6 @@
 """``fit``: one training run in Lightning's Trainer."""
 
 import functools
-import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 from lightning import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.utils.data import DataLoader
@@ -19,7 +17,6 @@ from typing_extensions import override
 from dmlkd.config import TrainConfig
 from dmlkd.data import ClassBalancedBatchSampler, DataSplits
 from dmlkd.data.loading import clear_errors, loader
-from dmlkd.errors import Interrupted
 from dmlkd.signals import Batch
 from dmlkd.training.building import build_sampler
 from dmlkd.training.checkpoints import BEST, LAST, CheckpointFiles, Checkpoints, Randomness, best_row, read_checkpoint
@@ -119,14 +116,11 @@ def fit(
     with quiet_lightning(), clear_errors(), stop.deferred():
         trainer = _trainer(train, out, [history, Randomness(), *callbacks, checkpoints])
         loaders = _Loaders if data.val is None else _ValidatedLoaders
-        try:
-            trainer.fit(
-                module,
-                datamodule=loaders(data, sampler, train.batch_size, workers),
-                ckpt_path=last if resume and last.is_file() else None,
-            )
-        except SIGTERMException:  # the signal came just after the stop was asked for it
-            raise Interrupted(signal.SIGTERM) from None
+        trainer.fit(
+            module,
+            datamodule=loaders(data, sampler, train.batch_size, workers),
+            ckpt_path=last if resume and last.is_file() else None,
+        )
     best = None if data.val is None else int(best_row(history.rows, MONITOR)["epoch"])
     return FitResult(history.rows, train.epochs - 1, best, checkpoints.folder)
 

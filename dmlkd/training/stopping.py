@@ -8,6 +8,8 @@ from types import FrameType
 
 from dmlkd.errors import Interrupted
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 class Stop:
     """Whether a signal has asked for the end.
@@ -19,6 +21,7 @@ class Stop:
     def __init__(self) -> None:
         self.asked: int | None = None
         self._deferred = False
+        self._listening = False
 
     def now(self) -> None:
         """Stop here if that was asked for.
@@ -35,12 +38,21 @@ class Stop:
         if threading.current_thread() is not threading.main_thread():  # only there Python allows handlers
             yield
             return
-        before = {signum: signal.signal(signum, self._hear) for signum in (signal.SIGINT, signal.SIGTERM)}
+        before = {signum: signal.getsignal(signum) for signum in _SIGNALS}
+        self._listening = True
+        self.listen_again()
         try:
             yield
         finally:
+            self._listening = False
             for signum, handler in before.items():
                 signal.signal(signum, handler)
+
+    def listen_again(self) -> None:
+        """Take the signals back from whoever took them since; nothing outside :meth:`listening`."""
+        if self._listening:
+            for signum in _SIGNALS:
+                signal.signal(signum, self._hear)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
