@@ -293,15 +293,14 @@ with held(Path(sys.argv[1])):
 @pytest.mark.slow
 def test_a_folder_in_use_is_refused_until_its_process_is_dead(tmp_path, whole):
     folder = tmp_path / "run"
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, folder], stdout=subprocess.PIPE, cwd=ROOT)
-    try:
-        assert holder.stdout.readline() == b"held\n"
-        (folder / "config.yaml").write_bytes((whole / "config.yaml").read_bytes())
-        with pytest.raises(UserError, match="is in use by another process"):
-            resume(folder)
-    finally:
-        holder.kill()
-        holder.wait()
+    with subprocess.Popen([sys.executable, "-c", HOLDER, folder], stdout=subprocess.PIPE, cwd=ROOT) as holder:
+        try:
+            assert holder.stdout.readline() == b"held\n"
+            (folder / "config.yaml").write_bytes((whole / "config.yaml").read_bytes())
+            with pytest.raises(UserError, match="is in use by another process"):
+                resume(folder)
+        finally:
+            holder.kill()
     assert bits(resume(folder).folder) == bits(whole)
 
 
