@@ -1,5 +1,6 @@
 """Errors that are the user's to mend: the command line prints them as one line and exits with code 2."""
 
+import signal
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -27,6 +28,19 @@ class DataError(UserError):
 
 class TrainingError(UserError):
     """Training went where it cannot go on."""
+
+
+class Interrupted(Exception):  # noqa: N818  (no error)
+    """A signal stopped a run, which can be resumed; the command line exits with 128 + its number, as a shell does.
+
+    Args:
+        signum: of the signal.
+        advice: how to go on.
+    """
+
+    def __init__(self, signum: int, advice: str = "") -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}{advice and '; '}{advice}")
+        self.signum = signum
 
 
 def suggestion(name: object, valid: Iterable[str]) -> str:

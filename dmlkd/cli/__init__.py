@@ -14,7 +14,7 @@ from dmlkd.cli.evaluate import evaluate
 from dmlkd.cli.export import export
 from dmlkd.cli.index import index
 from dmlkd.cli.train import train
-from dmlkd.errors import UserError
+from dmlkd.errors import Interrupted, UserError
 
 __all__ = ["app", "main"]
 
@@ -36,12 +36,18 @@ app.add_typer(data)
 
 
 def main() -> None:
-    """Run the command line; what the user can mend is one line on standard error and exit code 2."""
+    """Run the command line; what the user can mend is one line on standard error and exit code 2.
+
+    A run that a signal stopped is one line with the command that goes on, and exit code 128 + the signal's number.
+    """
     try:
         app(prog_name="dmlkd")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(128 + stopped.signum)
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,7 +1,8 @@
 """``dmlkd train``."""
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,7 +11,10 @@ from dmlkd.errors import ConfigError
 
 
 def train(
-    config: Annotated[Path, typer.Option(help="YAML file that describes the run, such as configs/digits.yaml.")],
+    context: typer.Context,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file that describes the run, such as configs/digits.yaml.")
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a value, such as distill.0.weight=50; repeatable."),
@@ -18,24 +22,52 @@ def train(
     out: Annotated[
         Path | None, typer.Option(help="Run folder, new or empty. [default: runs/NAME, or runs/NAME-2, ...]")
     ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with a run that was stopped or killed, instead.")
+    ] = None,
 ) -> None:
     """Train a model, measure it on unseen classes beside its baselines, and write a run folder."""
+    if resume is not None:
+        if config or overrides or out:
+            message = "cannot be used with --config, --set or --out: RUN/config.yaml says it all"
+            raise typer.BadParameter(message, context, param_hint="--resume")
+        _resumed(resume)
+    elif config is None:
+        raise typer.BadParameter("is missing; or go on with a run: --resume", context, param_hint="--config")
+    else:
+        _trained(config, overrides or [], out)
+
+
+def _trained(config: Path, overrides: list[str], out: Path | None) -> None:
     from dmlkd.config import load_config
 
-    settings, source = load_config(config, overrides or [])
+    settings, source = load_config(config, overrides)
     from dmlkd.training import run
 
     try:
         result = run(settings, out or _free_folder(Path("runs"), config.stem))
     except ConfigError as error:
         raise source.located(error) from None
-    metrics = result.metrics
+    _print(result.metrics, result.folder)
+
+
+def _resumed(folder: Path) -> None:
+    if (folder / "metrics.json").is_file():
+        _print(json.loads((folder / "metrics.json").read_text(encoding="utf-8")), folder)
+        print("it was finished already")
+        return
+    from dmlkd.training import resume
+
+    _print(resume(folder).metrics, folder)
+
+
+def _print(metrics: dict[str, Any], folder: Path) -> None:
     rows = {"raw pixels": metrics["baselines"]["pixels"], "untrained": metrics["baselines"]["untrained"]}
     rows |= {f"{name} epoch": scores for name, scores in metrics["test_by_epoch"].items()}
     test = metrics["data"]["test"]
     print_scores(f"Retrieval among {test['images']} images of {test['classes']} unseen classes, in %", rows)
     print_left_out(metrics["data"]["test_queries_left_out"])
-    print(f"run folder: {result.folder}")
+    print(f"run folder: {folder}")
 
 
 def _free_folder(parent: Path, name: str) -> Path:

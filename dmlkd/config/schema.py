@@ -90,6 +90,9 @@ class TrainConfig(_Section):
     )
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     seed: int = Field(default=0, ge=0, lt=2**32)
+    checkpoint_every_steps: int | None = Field(
+        default=None, ge=1, description="write a checkpoint within an epoch too, after so many of its steps"
+    )
 
 
 class EvalConfig(_Section):

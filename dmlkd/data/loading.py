@@ -1,14 +1,18 @@
 """Loading batches in this process or in others, whose errors arrive as one clear line."""
 
+import random
 import re
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from dmlkd.data.dataset import ImageDataset
+from dmlkd.data.sampling import Rows
 from dmlkd.errors import DataError
 from dmlkd.signals import Batch
 
@@ -28,14 +32,17 @@ def loader(
     """A loader of batches, pinned for the GPU where there is one.
 
     Each worker process has random numbers of its own, which go on from epoch to epoch and depend on torch's seed alone.
+    Where the batch sampler gives each batch a seed (:class:`~dmlkd.data.sampling.Rows`), the random numbers of a batch
+    depend on that alone: not on the worker that loads it, nor on what was loaded before.
 
     Args:
         dataset: what to load.
         batch_size: images a batch, in order; not used with ``batch_sampler``.
         batch_sampler: which rows make up a batch.
         workers: processes that load; 0: this one.
-        persistent: keep the processes from epoch to epoch.
+        persistent: keep the processes from epoch to epoch; starting them draws no random number.
     """
+    generator = torch.Generator().manual_seed(torch.initial_seed()) if persistent and workers else None
     batches: DataLoader[Batch] = DataLoader(
         _Batches(dataset),
         batch_size=batch_size if batch_sampler is None else 1,
@@ -44,8 +51,15 @@ def loader(
         num_workers=workers,
         persistent_workers=persistent and workers > 0,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_left_alone_by_ctrl_c,
+        generator=generator,
     )
     return batches
+
+
+def _left_alone_by_ctrl_c(_: int) -> None:
+    """The terminal sends Ctrl-C to every process; it is the main one that decides what becomes of the batch."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Batches(Dataset[Batch]):
@@ -61,6 +75,10 @@ class _Batches(Dataset[Batch]):
         return self.dataset[row]
 
     def __getitems__(self, rows: list[int]) -> Batch:
+        if isinstance(rows, Rows) and get_worker_info() is not None:
+            torch.manual_seed(rows.seed)
+            np.random.seed(rows.seed % 2**32)  # noqa: NPY002
+            random.seed(rows.seed)
         return self.dataset.batch(rows)
 
 

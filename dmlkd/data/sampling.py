@@ -11,6 +11,16 @@ from dmlkd.errors import ConfigError, DataError
 Integers = NDArray[np.int64]
 
 
+class Rows(list[int]):
+    """The rows of a batch.
+
+    Attributes:
+        seed: of the random numbers that a worker process transforms their images with.
+    """
+
+    seed: int = 0
+
+
 class ClassBalancedBatchSampler(Sampler[list[int]]):
     """Batches of ``batch_size / per_class`` classes with ``per_class`` images each.
 
@@ -24,9 +34,10 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
     images at random, independently of all others, so that a class or an image can come twice in one batch; an
     epoch is N // batch_size batches.
 
-    The order depends on the seed and the epoch alone. Of several processes each gives its share of every batch that
-    one process would give: the rows of all ranks, joined in rank order, are that batch. Shares are of equal size,
-    or one apart where a class with fewer than ``per_class`` images has made the batch smaller.
+    The order depends on the seed and the epoch alone, and so does the seed that each batch carries (:class:`Rows`). Of
+    several processes each gives its share of every batch that one process would give: the rows of all ranks, joined in
+    rank order, are that batch. Shares are of equal size, or one apart where a class with fewer than ``per_class``
+    images has made the batch smaller.
 
     Args:
         labels: (N,) class ids.
@@ -67,6 +78,7 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         self.num_replicas = num_replicas
         self.rank = rank
         self.epoch = 0
+        self._resumed = (0, 0)
         order = np.argsort(labels, kind="stable")
         _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
         self._rows = np.split(order, starts[1:])
@@ -90,15 +102,26 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         """Choose the epoch whose order the next iteration gives."""
         self.epoch = epoch
 
+    def resume(self, epoch: int, batches: int) -> None:
+        """Choose an epoch, and leave out the batches of it that are done already; other epochs stay whole."""
+        self.epoch = epoch
+        self._resumed = (epoch, batches)
+
     def __len__(self) -> int:
         return self._batches
 
     def __iter__(self) -> Iterator[list[int]]:
         rng = np.random.default_rng([self.seed, self.epoch])
         draw = _drawn_with_replacement if self.replacement else _drawn_without_replacement
-        for batch in draw(self._rows, self._batches, self.classes_per_batch, self.per_class, rng):
-            first, last = (len(batch) * rank // self.num_replicas for rank in (self.rank, self.rank + 1))
-            yield batch[first:last]
+        done = self._resumed[1] if self.epoch == self._resumed[0] else 0
+        epoch = self.epoch
+        for index, batch in enumerate(draw(self._rows, self._batches, self.classes_per_batch, self.per_class, rng)):
+            if index >= done:
+                first, last = (len(batch) * rank // self.num_replicas for rank in (self.rank, self.rank + 1))
+                rows = Rows(batch[first:last])
+                entropy = np.random.SeedSequence([self.seed, epoch, index, self.rank])
+                rows.seed = int(entropy.generate_state(1, np.uint64)[0])
+                yield rows
 
 
 def _check_numbers(batch_size: int, per_class: int, num_replicas: int, rank: int) -> None:

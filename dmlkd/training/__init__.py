@@ -6,19 +6,20 @@ from typing import TYPE_CHECKING, Any
 from dmlkd.training.drop_in import SelfDistilled
 from dmlkd.training.objective import Losses, Objective, Term
 
-__all__ = ["EmbeddingModule", "FitResult", "Losses", "Objective", "SelfDistilled", "Term", "fit", "run"]
+__all__ = ["EmbeddingModule", "FitResult", "Losses", "Objective", "SelfDistilled", "Term", "fit", "resume", "run"]
 
 _NEED_LIGHTNING = {
     "EmbeddingModule": "dmlkd.training.module",
     "FitResult": "dmlkd.training.fitting",
     "fit": "dmlkd.training.fitting",
+    "resume": "dmlkd.training.running",
     "run": "dmlkd.training.running",
 }
 
 if TYPE_CHECKING:
     from dmlkd.training.fitting import FitResult, fit
     from dmlkd.training.module import EmbeddingModule
-    from dmlkd.training.running import run
+    from dmlkd.training.running import resume, run
 
 
 def __getattr__(name: str) -> Any:

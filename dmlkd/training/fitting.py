@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningDataModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
@@ -21,9 +21,11 @@ from dmlkd.data.loading import clear_errors, loader
 from dmlkd.models import compile_trunks
 from dmlkd.signals import Batch
 from dmlkd.training.building import build_sampler
+from dmlkd.training.checkpoints import BEST, LAST, CheckpointFiles, Checkpoints, Randomness, best_row, read_checkpoint
 from dmlkd.training.module import EmbeddingModule
 from dmlkd.training.objective import Objective
 from dmlkd.training.rates import lr_schedule
+from dmlkd.training.stopping import Stop
 from dmlkd.training.watching import History, progress, quiet_lightning
 
 MONITOR = "val/map@r"
@@ -54,7 +56,7 @@ class FitResult:
 
     def load_best(self, model: nn.Module) -> None:
         """Put the best epoch's weights into the model, in place."""
-        saved = torch.load(self.checkpoints / "best.ckpt", map_location="cpu", weights_only=True)["state_dict"]
+        saved = read_checkpoint(self.checkpoints / BEST)["state_dict"]
         prefix = "model."
         model.load_state_dict({k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)})
 
@@ -69,8 +71,13 @@ def fit(
     sampler: ClassBalancedBatchSampler | None = None,
     workers: int = 0,
     callbacks: Sequence[Callback] = (),
+    resume: bool = False,
+    stop: Stop | None = None,
 ) -> FitResult:
     """Train a model in place; write ``log.csv``, ``tensorboard/`` and ``checkpoints/`` below ``out``.
+
+    A resumed training ends, on the CPU, with the bits it would have ended with unbroken, if all else is given as it
+    was the first time.
 
     Args:
         model: an :class:`~dmlkd.models.EmbeddingModel` or any module with ``signals``; left with the last
@@ -82,8 +89,12 @@ def fit(
         sampler: which images make up a batch; None: as ``train`` says.
         workers: processes that load images; 0: this one.
         callbacks: further callbacks for Lightning's Trainer.
+        resume: go on from the last checkpoint below ``out``, if there is one.
+        stop: asked after each batch whether to write a checkpoint and end.
 
     Raises:
+        Interrupted: if ``stop`` said so.
+        TrainingError: if a loss or a weight is not finite, or a checkpoint cannot be written.
         ConfigError: if the batch is not a multiple of the images a class.
         DataError: if there are fewer classes than a batch needs.
     """
@@ -103,26 +114,44 @@ def fit(
         module.to(memory_format=torch.channels_last)
     if train.compile:
         compile_trunks(module)
-    shown = progress()
     history = History(out / "log.csv")
-    with quiet_lightning(), clear_errors():
-        trainer = Trainer(
-            max_epochs=train.epochs,
-            accelerator=train.accelerator,
-            devices=1,
-            precision=train.precision,
-            logger=TensorBoardLogger(out, name="tensorboard", version=""),
-            callbacks=[_checkpoint(out / "checkpoints", validated=data.val is not None), history, shown, *callbacks],
-            enable_progress_bar=isinstance(shown, ProgressBar),
-            log_every_n_steps=1,
-            num_sanity_val_steps=0,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
+    stop = stop or Stop()
+    checkpoints = Checkpoints(
+        out / "checkpoints",
+        history,
+        monitor=None if data.val is None else MONITOR,
+        every_steps=train.checkpoint_every_steps,
+        stop=stop,
+    )
+    last = checkpoints.folder / LAST
+    with quiet_lightning(), clear_errors(), stop.deferred():
+        trainer = _trainer(train, out, [history, Randomness(), *callbacks, checkpoints])
         loaders = _Loaders if data.val is None else _ValidatedLoaders
-        trainer.fit(module, datamodule=loaders(data, sampler, train, workers))
-    best = max(history.rows, key=lambda row: row[MONITOR])["epoch"] if data.val else None
-    return FitResult(history.rows, train.epochs - 1, None if best is None else int(best), out / "checkpoints")
+        trainer.fit(
+            module,
+            datamodule=loaders(data, sampler, train, workers),
+            ckpt_path=last if resume and last.is_file() else None,
+        )
+    best = None if data.val is None else int(best_row(history.rows, MONITOR)["epoch"])
+    return FitResult(history.rows, train.epochs - 1, best, checkpoints.folder)
+
+
+def _trainer(train: TrainConfig, out: Path, callbacks: list[Callback]) -> Trainer:
+    shown = progress()
+    return Trainer(
+        max_epochs=train.epochs,
+        accelerator=train.accelerator,
+        devices=1,
+        precision=train.precision,
+        logger=TensorBoardLogger(out, name="tensorboard", version=""),
+        callbacks=[shown, *callbacks],
+        plugins=[CheckpointFiles()],
+        enable_progress_bar=isinstance(shown, ProgressBar),
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
 
 
 class _Loaders(LightningDataModule):
@@ -131,10 +160,23 @@ class _Loaders(LightningDataModule):
     def __init__(self, data: DataSplits, sampler: ClassBalancedBatchSampler, train: TrainConfig, workers: int) -> None:
         super().__init__()
         self._data = data
+        self._sampler = sampler
         self._train = loader(data.train, batch_sampler=sampler, workers=workers, persistent=True)
         self._batch_size = train.batch_size
         self._memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
         self._workers = workers
+
+    @override
+    def state_dict(self) -> dict[str, int]:
+        assert self.trainer is not None
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        if self.trainer.is_last_batch:
+            return {"epoch": self.trainer.current_epoch + 1, "batches": 0}
+        return {"epoch": self.trainer.current_epoch, "batches": done}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._sampler.resume(state_dict["epoch"], state_dict["batches"])
 
     @override
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -154,19 +196,6 @@ class _ValidatedLoaders(_Loaders):
     def val_dataloader(self) -> DataLoader[Batch]:
         assert self._data.val is not None
         return loader(self._data.val, batch_size=self._batch_size, workers=self._workers, persistent=True)
-
-
-def _checkpoint(folder: Path, *, validated: bool) -> ModelCheckpoint:
-    """Keep the last epoch, and with validation the best."""
-    return ModelCheckpoint(
-        dirpath=folder,
-        filename="best",
-        monitor=MONITOR if validated else None,
-        mode="max",
-        save_top_k=1 if validated else 0,
-        save_last=True,
-        enable_version_counter=False,
-    )
 
 
 def optimizer(train: TrainConfig) -> Callable[[list[dict[str, Any]]], Optimizer]:

@@ -12,9 +12,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
 from dmlkd.chunks import signals_in_chunks
-from dmlkd.errors import TrainingError
 from dmlkd.retrieval import evaluate
 from dmlkd.signals import Batch
+from dmlkd.training.finite import FiniteLosses
+from dmlkd.training.means import Means
 from dmlkd.training.objective import Losses, Objective
 from dmlkd.training.rates import WaitingTrunk, parameter_groups
 
@@ -64,8 +65,9 @@ class EmbeddingModule(lightning.LightningModule):
         self._lr_schedule = lr_schedule
         self._waiting = WaitingTrunk(self._trunk(), head_only_epochs) if head_only_epochs else None
         self._validated: list[tuple[Tensor, Tensor]] = []
-        self._first_bad_step: Tensor | None = None
-        self._steps = 0
+        self._scores: dict[str, float] = {}
+        self._means = Means()
+        self._finite = FiniteLosses()
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -84,10 +86,16 @@ class EmbeddingModule(lightning.LightningModule):
 
     @override
     def on_train_epoch_start(self) -> None:
+        self._means.clear()
+        self._scores.clear()
         if self._waiting is not None:
             self._waiting.start_epoch(self.current_epoch)
-        self._steps = self.global_step
         self.objective.start_epoch(self.model, self.current_epoch, self.epochs)
+
+    @override
+    def on_train_start(self) -> None:
+        if self._waiting is not None:  # a run resumed within an epoch has no start of that epoch
+            self._waiting.start_epoch(self.current_epoch)
 
     @override
     def on_fit_end(self) -> None:
@@ -104,19 +112,18 @@ class EmbeddingModule(lightning.LightningModule):
         values.update({f"weight/{name}": weight for name, weight in losses.weights.items()})
         if self._lr_schedule is not None:
             values["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch.labels))
-        self._watch(losses.total)
+        self._finite.watch(losses, batch.rows, step=self.global_step, epoch=self.current_epoch)
+        self._means.add(values, len(batch.labels))
         return losses.total
 
     @override
-    def on_train_batch_end(self, outputs: object, batch: Batch, batch_idx: int) -> None:
-        if self.global_step > self._steps:  # not while gradients are still being accumulated
-            self._steps = self.global_step
-            self.objective.after_step(self.model)
+    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
+        super().optimizer_step(*arguments, **named)
+        self.objective.after_step(self.model)
 
     @override
     def on_validation_epoch_start(self) -> None:
-        self._check()
+        self._finite.check()
 
     @override
     def validation_step(self, batch: Batch, _: int) -> None:
@@ -127,11 +134,12 @@ class EmbeddingModule(lightning.LightningModule):
         embeddings, labels = (torch.cat(parts).numpy() for parts in zip(*self._validated, strict=True))
         self._validated.clear()
         scores = evaluate(embeddings, labels, metrics=VALIDATION_METRICS)
-        self.log_dict({f"val/{name}": value for name, value in scores.items()})
+        self._scores = {f"val/{name}": value for name, value in scores.items()}
+        self.log_dict(self._scores)
 
     @override
     def on_train_epoch_end(self) -> None:
-        self._check()
+        self.log_dict(self._means.values())
 
     def _trunk(self) -> nn.Module:
         trunk = getattr(self.model, "trunk", None)
@@ -141,14 +149,17 @@ class EmbeddingModule(lightning.LightningModule):
             )
         return trunk
 
-    def _watch(self, loss: Tensor) -> None:
-        """Remember the first step whose loss is not finite, without waiting for the device."""
-        step = torch.where(torch.isfinite(loss.detach()), torch.inf, float(self.global_step))
-        self._first_bad_step = step if self._first_bad_step is None else torch.minimum(self._first_bad_step, step)
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._finite.check()
+        checkpoint["means"] = self._means.state_dict()
 
-    def _check(self) -> None:
-        if self._first_bad_step is not None and torch.isfinite(self._first_bad_step):
-            raise TrainingError(
-                f"the loss is not finite from step {int(self._first_bad_step)} (epoch {self.current_epoch}) on; "
-                "lower train.lr or the weight of a distillation term"
-            )
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._means.load_state_dict(checkpoint["means"])
+
+    def epoch_values(self) -> dict[str, float]:
+        """What was logged in this epoch, sorted by name: means over its images so far, scores if it was validated."""
+        self._finite.check()
+        means = {name: float(value) for name, value in self._means.values().items()}
+        return dict(sorted({**means, **self._scores}.items()))

@@ -129,6 +129,14 @@ class Objective(nn.Module):
         self.teachers = nn.ModuleList(self._teachers())
         self._progress = (0, 1)
 
+    def get_extra_state(self) -> dict[str, int]:
+        """How far the schedules are."""
+        return dict(zip(("epoch", "epochs"), self._progress, strict=True))
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """Go on from there."""
+        self._progress = (state["epoch"], state["epochs"])
+
     @property
     def student_needs(self) -> frozenset[Need]:
         """What to ask the student for: the union of what methods and teachers read."""

@@ -1,8 +1,9 @@
 """A run from a configuration: train, measure on unseen classes beside the baselines, write the run folder."""
 
+import errno
+import shlex
 import shutil
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +11,23 @@ import lightning
 import numpy as np
 from torch import nn
 
-import dmlkd
-from dmlkd.config import RunConfig
+from dmlkd.config import RunConfig, load_config
 from dmlkd.data import DataSplits, ImageDataset
 from dmlkd.data.preprocessing import Preprocessing, save_transforms
-from dmlkd.errors import UserError
+from dmlkd.errors import ConfigError, Interrupted, TrainingError, UserError
 from dmlkd.export.card import model_card
 from dmlkd.files import write_csv, write_json, write_text
 from dmlkd.models import EmbeddingModel
 from dmlkd.retrieval import Scores
-from dmlkd.training.building import build
+from dmlkd.training.building import Parts, build
 from dmlkd.training.building_data import build_preprocessing
 from dmlkd.training.fitting import FitResult, fit
+from dmlkd.training.folder import LOCK, held, sweep
 from dmlkd.training.measuring import embed_test
+from dmlkd.training.provenance import record, versions
+from dmlkd.training.stopping import Stop
 
-_RECORDED_VERSIONS = ("torch", "torchvision", "pytorch-metric-learning", "faiss-cpu", "lightning", "numpy")
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -54,17 +57,69 @@ def run(config: RunConfig, out: Path) -> RunResult:
     Raises:
         ConfigError: if the parts do not fit together.
         DataError: if the images are not there, incomplete or too few.
-        UserError: if the folder is taken or cannot be written.
+        TrainingError: if a loss or a weight is not finite, or a checkpoint cannot be written.
+        UserError: if the folder is taken, in use, or cannot be written.
+        Interrupted: if SIGINT or SIGTERM came; :func:`resume` goes on from there.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is already there and not an empty folder; choose another run folder")
-    lightning.seed_everything(config.train.seed, workers=True, verbose=False)
-    parts = build(config)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+    _check_free(out)
+    parts = _seeded_parts(config)
+    with held(out):
+        _check_free(out)
         write_text(out / "config.yaml", config.to_yaml())
+        return _interruptible(config, parts, out)
+
+
+def resume(folder: Path) -> RunResult:
+    """Go on with a run that was stopped or killed, from its last checkpoint.
+
+    On the CPU it ends with the same bits in ``metrics.json``, ``log.csv`` and ``model/`` as if it had not been stopped.
+
+    Args:
+        folder: of the run, as :func:`run` left it at whatever moment.
+
+    Raises:
+        UserError: if there is no run, it is finished, or another process is at work on it; and as :func:`run`.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder} is no run folder: it has no config.yaml")
+    with held(folder):
+        if (folder / "metrics.json").is_file():
+            raise UserError(f"{folder} is finished; measure it again with dmlkd eval --run {folder}")
+        sweep(folder)
+        config, source = load_config(folder / "config.yaml")
+        try:
+            parts = _seeded_parts(config)
+        except ConfigError as error:
+            raise source.located(error) from None
+        return _interruptible(config, parts, folder, resumed=True)
+
+
+def _check_free(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(path.name != LOCK for path in out.iterdir())):
+        raise UserError(f"{out} is already there and not an empty folder; choose another run folder")
+
+
+def _seeded_parts(config: RunConfig) -> Parts:
+    lightning.seed_everything(config.train.seed, workers=True, verbose=False)
+    return build(config)
+
+
+def _interruptible(config: RunConfig, parts: Parts, out: Path, *, resumed: bool = False) -> RunResult:
+    stop = Stop()
+    again = f"dmlkd train --resume {shlex.quote(str(out))}"
+    try:
+        with stop.listening():
+            return _run(config, parts, out, stop, resumed=resumed)
+    except Interrupted as stopped:
+        raise Interrupted(stopped.signum, f"go on with: {again}") from None
     except OSError as error:
-        raise UserError(f"run folder {out} cannot be written: {error.strerror}") from None
+        if error.errno not in _NO_ROOM:
+            raise
+        raise TrainingError(f"{out} cannot be written: {error.strerror}; make room, then: {again}") from error
+
+
+def _run(config: RunConfig, parts: Parts, out: Path, stop: Stop, *, resumed: bool) -> RunResult:
+    record(out, parts.data.counts())
     model, test = parts.model, parts.data.test
     baselines = {"pixels": _scores(nn.Flatten(), test, config), "untrained": _scores(model, test, config)}
     if parts.data.skipped:
@@ -79,7 +134,10 @@ def run(config: RunConfig, out: Path) -> RunResult:
         out=out,
         sampler=parts.sampler,
         workers=config.data.workers,
+        resume=resumed,
+        stop=stop,
     )
+    stop.now()
     by_epoch = {"last": _scores(model, test, config)}
     reported = "last"
     if result.best_epoch is not None:
@@ -98,7 +156,7 @@ def run(config: RunConfig, out: Path) -> RunResult:
         "baselines": {name: dict(scores) for name, scores in baselines.items()},
         "data": {**parts.data.counts(), "test_queries_left_out": by_epoch[reported].left_out},
         "seed": config.train.seed,
-        "versions": {"dmlkd": dmlkd.__version__, **{name: version(name) for name in _RECORDED_VERSIONS}},
+        "versions": versions(),
     }
     _save_model(model, out / "model", build_preprocessing(config.data))
     write_text(out / "model" / "README.md", model_card(model, metrics, config.to_yaml()))
@@ -130,4 +188,5 @@ def _save_model(model: EmbeddingModel, folder: Path, preprocessing: Preprocessin
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)
     save_transforms(temporary, preprocessing)
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed before its scores were written
     temporary.replace(folder)

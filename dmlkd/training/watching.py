@@ -7,12 +7,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from typing_extensions import override
 
 from dmlkd.files import write_csv
+from dmlkd.training.module import EmbeddingModule
 
 _EXPECTED = (
     r".*does not have many workers",
@@ -20,6 +22,7 @@ _EXPECTED = (
     r".*module\(s\) in eval mode at the start of training",  # teachers are
     r".*defined a `validation_step` but have no `val_dataloader`",  # a run may have no validation split
     r".*isinstance\(treespec, LeafSpec\)",
+    r".*ended before the epoch ended and your dataloader is not resumable",  # the sampler is
 )
 
 
@@ -39,13 +42,26 @@ class History(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        self.rows.append({"epoch": trainer.current_epoch, **dict(sorted(logged.items()))})
+        assert isinstance(pl_module, EmbeddingModule)
+        self.rows.append({"epoch": trainer.current_epoch, **pl_module.epoch_values()})
         write_csv(self.path, self.rows)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = state_dict["rows"]
+        write_csv(self.path, self.rows)  # a row of an epoch that was cut short may be there
 
 
 class PlainProgress(Callback):
     """One line an epoch on standard error: losses, validation scores, seconds."""
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started = time.perf_counter()  # an epoch that is resumed does not start again
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -53,8 +69,9 @@ class PlainProgress(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        shown = {n: v for n, v in sorted(trainer.callback_metrics.items()) if not n.startswith("weight/")}
-        values = "  ".join(f"{name} {float(value):.4f}" for name, value in shown.items())
+        assert isinstance(pl_module, EmbeddingModule)
+        shown = {name: value for name, value in pl_module.epoch_values().items() if not name.startswith("weight/")}
+        values = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
         seconds = time.perf_counter() - self._started
         print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {values}  {seconds:.1f} s", file=sys.stderr)
 

@@ -1,6 +1,8 @@
 """The command line as a user meets it: exit codes, one line for what is wrong, results on standard output."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +71,24 @@ def test_train_then_eval_print_the_same_scores(monkeypatch, capsys, tmp_path):
     assert f"{100 * metrics['test']['recall@1']:.1f}" in out
 
 
+def test_resuming_a_finished_run_shows_what_it_found(monkeypatch, capsys, tmp_path):
+    folder = str(tmp_path / "run")
+    _, trained, _ = dmlkd(monkeypatch, capsys, "train", "--config", DIGITS, *SHORT, "--out", folder)
+    assert dmlkd(monkeypatch, capsys, "train", "--resume", folder)[:2] == (0, trained + "it was finished already\n")
+
+
+def test_a_run_stopped_by_a_signal_says_how_to_go_on_and_goes_on(monkeypatch, capsys, tmp_path):
+    folder = str(tmp_path / "run")
+    with monkeypatch.context() as patched:
+        patched.setattr("dmlkd.training.running.fit", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+        code, _, err = dmlkd(monkeypatch, capsys, "train", "--config", DIGITS, *SHORT, "--out", folder)
+    assert code == 143
+    assert err == f"stopped by SIGTERM; go on with: dmlkd train --resume {folder}\n"
+    code, out, _ = dmlkd(monkeypatch, capsys, "train", "--resume", folder)
+    assert code == 0
+    assert f"run folder: {folder}" in out
+
+
 def test_without_out_runs_are_numbered_and_none_is_written_over(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
@@ -105,6 +125,8 @@ WRONG = {
     "run folder that cannot be made": ([*bad(), "--out", "bad.yaml/run"], "run folder bad.yaml/run cannot be written"),
     "run folder that is a file": ([*bad(), "--out", "bad.yaml"], "bad.yaml is already there and not an empty folder"),
     "no such accelerator": (bad("train.accelerator=mps"), "this machine has no mps device; auto takes what there is"),
+    "run to resume that is not there": (["train", "--resume", "nowhere"], "nowhere is no run folder: it has no config"),
+    "run to resume that is no run": (["train", "--resume", "taken"], "taken is no run folder: it has no config.yaml"),
     "run that is not there": (["eval", "--run", "nowhere"], "run folder nowhere does not exist"),
     "run that is no run": (["eval", "--run", "taken"], "taken is not a finished run: it has no config.yaml"),
 }
@@ -129,7 +151,17 @@ def test_what_is_wrong_is_one_line_with_exit_code_2(monkeypatch, capsys, tmp_pat
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("arguments", [["train"], ["trian"], ["train", "--confg", "x"], ["eval"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train"],
+        ["trian"],
+        ["train", "--confg", "x"],
+        ["eval"],
+        ["train", "--resume", "x", "--config", DIGITS],
+        ["train", "--resume", "x", "--set", "train.epochs=3"],
+    ],
+)
 def test_wrong_usage_has_exit_code_2(monkeypatch, capsys, arguments):
     code, _, err = dmlkd(monkeypatch, capsys, *arguments)
     assert code == 2

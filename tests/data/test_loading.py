@@ -9,7 +9,7 @@ import pytest
 import small_trees as trees
 import torch
 
-from dmlkd.data import ImageDataset, cars196, digits, image_folder
+from dmlkd.data import ClassBalancedBatchSampler, ImageDataset, cars196, digits, image_folder
 from dmlkd.data.loading import clear_errors, in_order, loader
 from dmlkd.data.transforms import Pipeline, Transforms, plain, published
 from dmlkd.errors import DataError
@@ -79,6 +79,22 @@ def test_workers_and_epochs_have_random_numbers_of_their_own_that_the_seed_repea
     assert first != other
     values = [value for epoch in first for batch in epoch for value in batch]
     assert len(set(values)) == len(values)  # two workers x two epochs x three generators
+
+
+def test_numbers_drawn_in_workers_depend_on_the_seed_of_the_batch_alone():
+    def drawn(workers, done):
+        sampler = ClassBalancedBatchSampler(np.zeros(8, np.int64), batch_size=2, per_class=2)
+        sampler.resume(0, done)
+        before = torch.get_rng_state()
+        batches = loader(Numbers(), batch_sampler=sampler, workers=workers, persistent=True)
+        values = [batch.images.tolist() for batch in batches]
+        assert torch.equal(torch.get_rng_state(), before)
+        return values
+
+    first = drawn(1, 0)
+    assert len({value for batch in first for value in batch}) == 4 * 3
+    assert drawn(2, 0) == first
+    assert drawn(2, 3) == first[3:]
 
 
 def test_persistent_workers_stay_from_epoch_to_epoch():

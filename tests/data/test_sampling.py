@@ -179,3 +179,29 @@ def test_impossible_shares_and_epochs_are_refused(arguments, error, message):
 def test_impossible_batches_are_refused(batch_size, per_class, error, message):
     with pytest.raises(error, match=message):
         ClassBalancedBatchSampler(np.repeat(np.arange(3), 5), batch_size=batch_size, per_class=per_class)
+
+
+@pytest.mark.parametrize("replacement", [False, True])
+def test_a_resumed_epoch_gives_the_batches_that_are_left_and_the_next_is_whole(replacement):
+    def sampler():
+        return ClassBalancedBatchSampler(np.arange(60) % 6, batch_size=8, per_class=2, seed=3, replacement=replacement)
+
+    unbroken, resumed = sampler(), sampler()
+    resumed.resume(2, 4)
+    for epoch in (2, 3):
+        for one in (unbroken, resumed):
+            one.set_epoch(epoch)
+        batches = [(rows, rows.seed) for rows in unbroken]
+        assert [(rows, rows.seed) for rows in resumed] == batches[4 if epoch == 2 else 0 :]
+    assert len(resumed) == len(batches)
+
+
+def test_the_seeds_of_batches_differ_and_repeat():
+    def seeds(seed, epoch):
+        sampler = ClassBalancedBatchSampler(np.arange(60) % 6, batch_size=8, per_class=2, seed=seed)
+        sampler.set_epoch(epoch)
+        return [rows.seed for rows in sampler]
+
+    assert seeds(0, 1) == seeds(0, 1)
+    drawn = [*seeds(0, 0), *seeds(0, 1), *seeds(1, 0), *seeds(1, 1)]
+    assert len(set(drawn)) == len(drawn)

@@ -37,6 +37,7 @@ def test_the_folder_holds_what_the_docs_say(finished):
         "config.yaml",
         "metrics.json",
         "log.csv",
+        "run.json",
         "checkpoints/last.ckpt",
         "checkpoints/best.ckpt",
         "model/config.json",
@@ -281,7 +282,7 @@ def test_parts_that_do_not_fit_are_refused_before_anything_is_written(configs, t
 
 @pytest.mark.parametrize("validation", [["data.validation=0.4", "train.batch_size=48"], []])
 def test_a_loss_that_is_not_finite_stops_the_run(configs, tmp_path, validation):
-    with pytest.raises(TrainingError, match=r"the loss is not finite from step \d+"):
+    with pytest.raises(TrainingError, match=r"the loss is not finite at step \d+"):
         run(configured(configs, "train.optimizer=sgd", "train.lr=1e30", *validation), tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.json").exists()
 
