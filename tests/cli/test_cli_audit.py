@@ -2,7 +2,6 @@
 
 import csv
 import inspect
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from dmlkd.cli import main
 from dmlkd.cli.audit import audit
 from dmlkd.config import load_config
 from dmlkd.models import EmbeddingModel
@@ -20,20 +18,6 @@ from dmlkd.training.building_data import build_data
 from dmlkd.training.running import _record_noise
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-
-
-@pytest.fixture
-def dmlkd(monkeypatch, capsys):
-    """Runs the command line in this process; gives exit code, standard output, standard error."""
-
-    def run(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dmlkd", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        shown = capsys.readouterr()
-        return int(stopped.value.code or 0), shown.out, shown.err
-
-    return run
 
 
 def run_folder(folder: Path, *overrides: str, name: str = "digits") -> Path:

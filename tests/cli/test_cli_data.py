@@ -2,27 +2,12 @@
 
 import json
 import shutil
-import sys
 
 import pytest
 import small_trees as trees
 from PIL import Image
 
-from dmlkd.cli import main
-
 pytestmark = pytest.mark.usefixtures("small_counts")
-
-
-@pytest.fixture
-def dmlkd(monkeypatch, capsys):
-    def call(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dmlkd", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        shown = capsys.readouterr()
-        return int(stopped.value.code or 0), shown.out, shown.err
-
-    return call
 
 
 @pytest.mark.parametrize("name", trees.TREES)

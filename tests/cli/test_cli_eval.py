@@ -1,7 +1,6 @@
 """``dmlkd eval`` and ``dmlkd compare`` as a user meets them."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,26 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dmlkd.cli import main
 from dmlkd.config import load_config
 from dmlkd.models import EmbeddingModel
 from dmlkd.retrieval import evaluate
 from dmlkd.retrieval.postprocessing import evaluate_postprocessed
 from dmlkd.retrieval.structure import structure
-
-
-@pytest.fixture
-def dmlkd(monkeypatch, capsys):
-    """Runs the command line in this process; gives exit code, standard output, standard error."""
-
-    def run(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dmlkd", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        shown = capsys.readouterr()
-        return int(stopped.value.code or 0), shown.out, shown.err
-
-    return run
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """``dmlkd embed``, ``dmlkd export`` and ``dmlkd index`` as a user meets them."""
 
 import json
-import sys
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -9,23 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dmlkd.cli import main
 from dmlkd.models import EmbeddingModel, prepared_by
 from dmlkd.retrieval.files import read_embeddings
-
-
-@pytest.fixture
-def dmlkd(monkeypatch, capsys):
-    """Runs the command line in this process; gives exit code, standard output, standard error."""
-
-    def run(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dmlkd", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        shown = capsys.readouterr()
-        return int(stopped.value.code or 0), shown.out, shown.err
-
-    return run
 
 
 @pytest.fixture
