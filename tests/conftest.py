@@ -1,6 +1,7 @@
-"""Shared by all tests: the real data, and hypothesis' settings."""
+"""Shared by all tests: the real data, the command line, and hypothesis' settings."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,18 @@ def cars() -> Path:
     if not (root / "cars196-64px.zip").is_file():
         pytest.skip(f"{root} holds no cars196-64px.zip; set DMLKD_DATA")
     return root
+
+
+@pytest.fixture
+def dmlkd(monkeypatch, capsys):
+    """Runs the command line in this process; gives exit code, standard output, standard error."""
+    from dmlkd.cli import main
+
+    def run(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dmlkd", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        shown = capsys.readouterr()
+        return int(stopped.value.code or 0), shown.out, shown.err
+
+    return run

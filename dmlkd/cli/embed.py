@@ -97,6 +97,7 @@ def load(run: Path | None, model: str | None, *, transform: str = "plain", image
         raise UserError(
             f"{run} is not a finished run: it has no model" if run.is_dir() else f"run folder {run} does not exist"
         )
+    from dmlkd import registry
     from dmlkd.models import EmbeddingModel, prepared_by
     from dmlkd.models.saved import model_folder
 
@@ -106,7 +107,8 @@ def load(run: Path | None, model: str | None, *, transform: str = "plain", image
     if image_size is not None:
         if loaded.preparation is not None:
             raise UserError(f"{folder} says how its images are prepared: leave out --image-size")
-        loaded.preparation = prepared_by(transform, image_size=image_size, channels=loaded.in_channels)
+        make = registry.lookup(registry.TRANSFORMS, "transform", transform, ("--transform",))
+        loaded.preparation = prepared_by(make, image_size=image_size, channels=loaded.in_channels)
     if loaded.preparation is None:
         raise UserError(f"{folder} does not say how its images are prepared: give --image-size, and --transform")
     return Loaded(loaded, folder, run, loaded.preparation.description)

@@ -37,11 +37,11 @@ def image_folder(
     """
     place = root if archive is None else root / archive
     if archive is None:
-        files = sorted(_files(root))
+        files = sorted(files_below(root))
     else:
         path_column([archive], root)
         files = members(place)
-    images = [file for file in files if os.path.splitext(file)[1].lower() in EXTENSIONS]
+    images = [file for file in files if is_image(file)]
     if not images:
         raise DataError(f"{place} holds no images in class folders; images end in {', '.join(sorted(EXTENSIONS))}")
     above = os.path.commonpath([os.path.dirname(image) for image in images]) if archive else ""
@@ -61,7 +61,17 @@ def image_folder(
     return ImageTable(path_column([prefix + image for image in images], place), labels, split, names, root=root)
 
 
-def _files(root: Path) -> Iterable[str]:
+def is_image(file: str) -> bool:
+    """Whether a name ends as an image's does."""
+    return os.path.splitext(file)[1].lower() in EXTENSIONS
+
+
+def files_below(root: Path) -> Iterable[str]:
+    """The files below a folder, relative to it; neither hidden ones nor what macOS adds.
+
+    Raises:
+        DataError: for a folder that is a symbolic link.
+    """
     for here, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if not is_litter(name))
         if links := [name for name in folders if (Path(here) / name).is_symlink()]:

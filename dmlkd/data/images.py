@@ -76,7 +76,7 @@ def decode(content: bytes, *, channels: int) -> Image.Image:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             _check_size(image)
             image.load()
-            return _opaque(_upright(image), _MODES[channels])
+            return plain_image(image, channels=channels)
     except DataError:
         raise
     except UnidentifiedImageError:
@@ -85,6 +85,15 @@ def decode(content: bytes, *, channels: int) -> Image.Image:
         raise DataError(f"more than {Image.MAX_IMAGE_PIXELS} pixels (PIL.Image.MAX_IMAGE_PIXELS)") from None
     except Exception as error:  # damaged files make Pillow's readers raise nearly anything
         raise DataError(" ".join(str(error).split()) or type(error).__name__) from None
+
+
+def plain_image(image: Image.Image, *, channels: int) -> Image.Image:
+    """An opened image as :func:`read_image` gives it: upright, opaque, grey or RGB with 8 bits a channel.
+
+    Raises:
+        DataError: for 32-bit pixels that are no 16-bit ones.
+    """
+    return _opaque(_upright(image), _MODES[channels])
 
 
 def prepared(image: Image.Image, preparation: Preparation, box: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:

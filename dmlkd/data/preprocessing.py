@@ -27,6 +27,21 @@ class Preprocessing:
     preparation: Preparation
     transforms: Transforms
 
+    @classmethod
+    def made_of(
+        cls, transforms: Transforms, *, channels: int, crop: bool = False, shorter: int | None = None
+    ) -> "Preprocessing":
+        """What goes with two transforms: a square that both begin with is part of the preparation.
+
+        Args:
+            transforms: for training and testing.
+            channels: 1 (grey) or 3 (RGB).
+            crop: to the image's box.
+            shorter: pixels of the shorter side that images are resized to first; None: they are not.
+        """
+        square = None if shorter else transforms.square or None
+        return cls(Preparation(channels, crop, square, shorter), transforms)
+
     def dataset(self, table: ImageTable, *, training: bool = False, in_memory: bool = False) -> ImageDataset:
         """The images of a table, prepared for testing.
 

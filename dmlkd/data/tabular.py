@@ -47,18 +47,18 @@ def table_file(
     """
     check_path(file)
     source = root / file
-    columns = _columns(source)
-    paths = _text(columns["path"], source)
+    columns = read_columns(source, text=_TEXT, others=("label", *_BOX), required=("path", "label"))
+    paths = text_column(columns["path"], source)
     if archive is not None:
         check_path(archive)
         paths = np.strings.add(strings([archive + SEPARATOR]), paths)
-    labels, names = _labels(columns, source)
+    labels, names = label_column(columns, source)
     try:
         check_paths(paths)
         if "split" in columns:
             if train_classes:
                 raise DataError("it has a column split: train_classes does not go with it")
-            split = _of(_text(columns["split"], source), SPLITS, "split")
+            split = _of(text_column(columns["split"], source), SPLITS, "split")
         else:
             split = split_by_class(labels, names, train_classes=train_classes, train_fraction=train_fraction)
         return ImageTable(
@@ -67,23 +67,35 @@ def table_file(
             split,
             names,
             root=root,
-            role=_of(_text(columns["role"], source, empty=True), ROLES, "role") if "role" in columns else None,
-            domain=_text(columns["domain"], source) if "domain" in columns else None,
+            role=_of(text_column(columns["role"], source, empty=True), ROLES, "role") if "role" in columns else None,
+            domain=text_column(columns["domain"], source) if "domain" in columns else None,
             boxes=_boxes(columns),
         )
     except DataError as error:
         raise DataError(f"{source}: {error}") from None
 
 
-def _columns(source: Path) -> dict[str, Any]:
-    """The known columns of a file, as Arrow columns."""
-    known = (*_TEXT, "label", *_BOX)
+def read_columns(
+    source: Path, *, text: tuple[str, ...], others: tuple[str, ...], required: tuple[str, ...]
+) -> dict[str, Any]:
+    """The known columns of a CSV or Parquet file, as Arrow columns.
+
+    Args:
+        source: the file.
+        text: columns that are read as text whatever they look like.
+        others: columns of whatever type they have.
+        required: of these, those that must be there.
+
+    Raises:
+        DataError: if it cannot be read, has no rows, or lacks a column.
+    """
+    known = (*text, *others)
     try:
         if source.suffix == ".csv":
-            text = pyarrow.csv.ConvertOptions(
-                column_types={name: pa.string() for name in _TEXT}, strings_can_be_null=False, null_values=[""]
+            options = pyarrow.csv.ConvertOptions(
+                column_types={name: pa.string() for name in text}, strings_can_be_null=False, null_values=[""]
             )
-            read = pyarrow.csv.read_csv(source, convert_options=text)
+            read = pyarrow.csv.read_csv(source, convert_options=options)
         elif source.suffix == ".parquet":
             there = set(pyarrow.parquet.read_schema(source).names)
             read = pyarrow.parquet.read_table(source, columns=[name for name in known if name in there])
@@ -93,7 +105,7 @@ def _columns(source: Path) -> dict[str, Any]:
         raise DataError(f"{source} does not exist") from None
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{source}: cannot be read: {' '.join(str(error).split())[:200]}") from None
-    for name in ("path", "label"):
+    for name in required:
         if name not in read.column_names:
             raise DataError(f"{source}: column {name} is missing, found {', '.join(map(str, read.column_names))[:200]}")
     if not len(read):
@@ -101,8 +113,16 @@ def _columns(source: Path) -> dict[str, Any]:
     return {name: read[name] for name in known if name in read.column_names}
 
 
-def _labels(columns: dict[str, Any], source: Path) -> tuple[NDArray[np.int64], NDArray[np.str_]]:
-    """Class ids and names: whole numbers stay as they are, names are numbered in sorted order."""
+def label_column(columns: dict[str, Any], source: Path) -> tuple[NDArray[np.int64], NDArray[np.str_]]:
+    """Class ids (N,) and names (C,): whole numbers stay as they are, names are numbered in sorted order.
+
+    Args:
+        columns: of :func:`read_columns`, with ``label`` and perhaps ``class_name``.
+        source: for the error.
+
+    Raises:
+        DataError: for a label that is missing or neither a whole number nor a name.
+    """
     label = columns["label"]
     if label.null_count:
         raise DataError(f"{source}: row {_first(label.is_null())}: label is missing")
@@ -111,7 +131,7 @@ def _labels(columns: dict[str, Any], source: Path) -> tuple[NDArray[np.int64], N
         labels = label.cast(pa.int64()).to_numpy()
         classes, first = np.unique(labels, return_index=True)
         if "class_name" in columns:
-            return labels, _text(columns["class_name"].take(pa.array(first)), source)
+            return labels, text_column(columns["class_name"].take(pa.array(first)), source)
         return labels, strings(map(str, classes.tolist()))
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise DataError(f"{source}: column label must hold whole numbers or names, it is of type {kind}")
@@ -123,8 +143,17 @@ def _labels(columns: dict[str, Any], source: Path) -> tuple[NDArray[np.int64], N
     return position[encoded.indices.to_numpy()], given[order]
 
 
-def _text(column: Any, source: Path, *, empty: bool = False) -> NDArray[np.str_]:
-    """A column of strings, a chunk at a time: never a Python object for every row at once."""
+def text_column(column: Any, source: Path, *, empty: bool = False) -> NDArray[np.str_]:
+    """A column of strings (N,), a chunk at a time: never a Python object for every row at once.
+
+    Args:
+        column: of :func:`read_columns`.
+        source: for the error.
+        empty: whether a missing text is an empty one.
+
+    Raises:
+        DataError: for a missing text, unless it may be.
+    """
     if column.null_count:
         if not empty:
             raise DataError(f"{source}: row {_first(column.is_null())}: a text is missing")

@@ -5,17 +5,15 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 from numpy.typing import NDArray
 from torch import Tensor
 
 from dmlkd.data import ImageDataset, ImageTable
-from dmlkd.data.table import strings
+from dmlkd.data.folder import files_below, is_image
+from dmlkd.data.places import check_paths
+from dmlkd.data.table import numbered, strings
+from dmlkd.data.tabular import label_column, read_columns, text_column
 from dmlkd.errors import DataError
-
-_IMAGES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif"})
 
 
 class Identities(NamedTuple):
@@ -102,64 +100,30 @@ def read_table(source: Path, *, root: Path | None = None) -> FoundTable:
     Raises:
         DataError: if it is not there, cannot be read or holds no images.
     """
-    # The one place that reads layouts for this room.
     if source.is_dir():
         return _of_folder(source)
-    columns = _columns(source)
-    if "path" not in columns:
-        raise DataError(f"{source}: column path is missing, found {', '.join(columns)[:200]}")
-    paths = strings(columns["path"].cast(pa.string()).to_pylist())
-    labels, names = _labels(columns["label"], source) if "label" in columns else _unlabelled(len(paths))
-    ids = strings(columns["id"].cast(pa.string()).to_pylist()) if "id" in columns else None
+    columns = read_columns(source, text=("path", "id"), others=("label",), required=("path",))
+    paths = text_column(columns["path"], source)
+    try:
+        check_paths(paths)
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from None
+    labels, names = label_column(columns, source) if "label" in columns else _unlabelled(len(paths))
+    ids = text_column(columns["id"], source) if "id" in columns else None
     table = ImageTable(paths, labels, strings(["test"] * len(paths)), names, root=root or source.parent)
     return FoundTable(table, ids, "label" in columns)
 
 
 def _of_folder(folder: Path) -> FoundTable:
-    found = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in _IMAGES)
-    found = [path for path in found if not any(part.startswith((".", "__MACOSX")) for part in path.split("/"))]
+    found = sorted(file for file in files_below(folder) if is_image(file))
     if not found:
         raise DataError(f"{folder} holds no images")
     labelled = all("/" in path for path in found)
-    if labelled:
-        names, labels = np.unique(strings([path.rpartition("/")[0] for path in found]), return_inverse=True)
-    else:
-        labels, names = _unlabelled(len(found))
-    table = ImageTable(strings(found), labels.astype(np.int64), strings(["test"] * len(found)), names, root=folder)
+    labels, names = (
+        numbered(strings(path.rpartition("/")[0] for path in found)) if labelled else _unlabelled(len(found))
+    )
+    table = ImageTable(strings(found), labels, strings(["test"] * len(found)), names, root=folder)
     return FoundTable(table, None, labelled)
-
-
-def _columns(source: Path) -> dict[str, pa.ChunkedArray]:
-    known = ("path", "label", "id")
-    try:
-        if source.suffix == ".csv":
-            text = pyarrow.csv.ConvertOptions(column_types={"path": pa.string(), "id": pa.string()})
-            read = pyarrow.csv.read_csv(source, convert_options=text)
-        elif source.suffix == ".parquet":
-            there = pyarrow.parquet.read_schema(source).names
-            read = pyarrow.parquet.read_table(source, columns=[name for name in known if name in there])
-        else:
-            raise DataError(f"{source} is neither a folder nor a table (.csv or .parquet)")
-    except FileNotFoundError:
-        raise DataError(f"{source} does not exist") from None
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{source}: cannot be read: {' '.join(str(error).split())[:200]}") from None
-    if not len(read):
-        raise DataError(f"{source}: has no rows")
-    for name in known:
-        if name in read.column_names and read[name].null_count:
-            raise DataError(f"{source}: column {name} has rows without a value")
-    return {name: read[name] for name in read.column_names}
-
-
-def _labels(column: pa.ChunkedArray, source: Path) -> tuple[NDArray[np.int64], NDArray[np.str_]]:
-    if pa.types.is_integer(column.type):
-        labels = column.cast(pa.int64()).to_numpy()
-        return labels, strings([str(label) for label in np.unique(labels)])
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        raise DataError(f"{source}: column label must hold whole numbers or names, it is of type {column.type}")
-    names, positions = np.unique(strings(column.to_pylist()), return_inverse=True)
-    return positions.astype(np.int64), names
 
 
 def _unlabelled(count: int) -> tuple[NDArray[np.int64], NDArray[np.str_]]:

@@ -1,7 +1,7 @@
 """How the images of a saved model are prepared, and its images from whatever callers have them in."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -13,21 +13,13 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as v2f
 
-from dmlkd.data import ImageDataset, ImageTable, images, transforms
+from dmlkd.data import ImageDataset, ImageTable, images
 from dmlkd.data.preprocessing import Preprocessing, load_transforms
-from dmlkd.data.transforms import Pipeline
-from dmlkd.errors import UserError, suggestion
+from dmlkd.data.transforms import Pipeline, Transforms
+from dmlkd.errors import UserError
 
 ImageLike: TypeAlias = str | Path | Image.Image | Tensor | NDArray[np.uint8]
 """A path, a PIL image, or (C, H, W) uint8 pixels."""
-
-_TRANSFORMS = {
-    "bicubic": transforms.bicubic,
-    "handwriting": transforms.handwriting,
-    "plain": transforms.plain,
-    "published": transforms.published,
-}
-_MODES = {1: "L", 3: "RGB"}
 
 
 class Preparation(NamedTuple):
@@ -61,7 +53,7 @@ class Preparation(NamedTuple):
             path = Path(image)
             picture = images.read_image(path.parent, path.name, channels=self.channels)
         elif isinstance(image, Image.Image):
-            picture = image.convert(_MODES[self.channels])
+            picture = images.plain_image(image, channels=self.channels)
         else:
             pixels = torch.as_tensor(image)
             if pixels.dtype != torch.uint8 or pixels.ndim != 3 or len(pixels) != self.channels:
@@ -91,23 +83,20 @@ def preparation(folder: Path) -> Preparation | None:
     return None if found is None else Preparation(found)
 
 
-def prepared_by(name: str, *, image_size: int, channels: int) -> Preparation:
-    """The test pipeline of a transform by name.
+def prepared_by(make: Callable[..., Transforms], *, image_size: int, channels: int) -> Preparation:
+    """The preparation of a transform, as a run with it has.
 
     Args:
-        name: "plain", "handwriting", "published" or "bicubic".
+        make: such as :func:`dmlkd.data.transforms.plain`.
         image_size: pixels a side of what the network sees.
         channels: 1 or 3.
 
     Raises:
-        UserError: for another name or a size below 1.
+        UserError: for a size below 1.
     """
-    if name not in _TRANSFORMS:
-        raise UserError(f"unknown transform {name!r}{suggestion(name, _TRANSFORMS)}")
     if image_size < 1:
         raise UserError(f"image_size must be at least 1, got {image_size}")
-    made = _TRANSFORMS[name](image_size=image_size, channels=channels)
-    return Preparation(Preprocessing(images.Preparation(channels), made))
+    return Preparation(Preprocessing.made_of(make(image_size=image_size, channels=channels), channels=channels))
 
 
 def batches(images: Tensor | Sequence[ImageLike], batch_size: int, preparation: Preparation | None) -> Iterator[Tensor]:

@@ -22,7 +22,6 @@ from dmlkd.data import (
 from dmlkd.data.batched import BatchPipeline
 from dmlkd.data.cache import cached
 from dmlkd.data.checking import find_unreadable, without
-from dmlkd.data.images import Preparation
 from dmlkd.data.preprocessing import Preprocessing
 from dmlkd.data.splits import Unreadable
 from dmlkd.data.transforms import Pipeline, Transforms
@@ -104,8 +103,7 @@ def build_preprocessing(config: DataConfig) -> Preprocessing:
     size, channels = config.image_size or entry.image_size, config.channels or entry.channels
     make = registry.lookup(registry.TRANSFORMS, "transform", config.transform or entry.transform, ("data", "transform"))
     transforms: Transforms = make(image_size=size, channels=channels)
-    square = None if config.shorter else transforms.square or None
-    return Preprocessing(Preparation(channels, config.crop, square, config.shorter), transforms)
+    return Preprocessing.made_of(transforms, channels=channels, crop=config.crop, shorter=config.shorter)
 
 
 def read_table(config: DataConfig) -> ImageTable:

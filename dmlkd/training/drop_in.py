@@ -44,7 +44,6 @@ class SelfDistilled(nn.Module):
                 raise ValueError(f"term {term.label} must come without a teacher, got {type(term.teacher).__name__}")
             if extra := (term.method.student_needs | term.method.teacher_needs) - {"embeddings"}:
                 raise ValueError(f"term {term.label} reads {', '.join(sorted(extra))}, there are only embeddings")
-        self.metric_loss = metric_loss
         self._given = _GivenTeacher()
         taught = [replace(t, teacher=self._given) if t.method.teacher_needs else t for t in terms]
         self.objective = Objective(metric_loss, taught)
@@ -104,7 +103,7 @@ class SelfDistilled(nn.Module):
         Raises:
             ValueError: if a term has weight and there are no embeddings of the teacher, or not B of them.
         """
-        metric = self.metric_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        metric = self.objective.metric_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         if teacher is not None:
             self._given.present, self._given.embeddings = True, teacher
         try:

@@ -1,31 +1,11 @@
-"""Reading a saved model, and what a finished run left."""
+"""Reading what a finished run left."""
 
 from pathlib import Path
 from typing import NamedTuple
 
-from safetensors import SafetensorError
-
 from dmlkd.config import RunConfig, load_config
 from dmlkd.errors import UserError
 from dmlkd.models import EmbeddingModel
-
-
-def load_model(folder: Path) -> EmbeddingModel:
-    """Read a model folder written by ``save_pretrained``.
-
-    Args:
-        folder: holds ``config.json`` and ``model.safetensors``.
-
-    Raises:
-        UserError: if one of them is missing or cannot be read.
-    """
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder} is no saved model: it has no {name}")
-    try:
-        return EmbeddingModel.from_pretrained(folder)
-    except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{folder} cannot be read as a model: {' '.join(str(error).split())}") from None
 
 
 class FinishedRun(NamedTuple):
@@ -52,4 +32,4 @@ def load_run(folder: Path) -> FinishedRun:
         if not (folder / name).is_file():
             raise UserError(f"{folder} is not a finished run: it has no {name}")
     config, _ = load_config(folder / "config.yaml")
-    return FinishedRun(config, load_model(folder / "model"))
+    return FinishedRun(config, EmbeddingModel.from_pretrained(folder / "model"))

@@ -17,7 +17,7 @@ from dmlkd.models import EmbeddingModel
 from dmlkd.retrieval import Scores, evaluate
 from dmlkd.retrieval.metrics import CLUSTERING
 from dmlkd.training.building_data import build_preprocessing, build_test_data
-from dmlkd.training.loading import load_model, load_run
+from dmlkd.training.loading import load_run
 
 
 class Embedded(NamedTuple):
@@ -104,7 +104,7 @@ def embed_saved(model: Path, data: DataConfig) -> Embedded:
     Raises:
         UserError: if the folder holds no model, or the images are not there or have other channels.
     """
-    return _embedded(load_model(model), checked_data(data), model)
+    return _embedded(EmbeddingModel.from_pretrained(model), checked_data(data), model)
 
 
 def _embedded(model: EmbeddingModel, data: DataConfig, folder: Path, metrics: tuple[str, ...] = ()) -> Embedded:

@@ -6,7 +6,6 @@ from typing import Literal
 from dmlkd.distill import FrozenTeacher
 from dmlkd.errors import UserError
 from dmlkd.models import EmbeddingModel
-from dmlkd.training.loading import load_model
 
 
 def finished_run(
@@ -27,7 +26,7 @@ def finished_run(
     Raises:
         UserError: if there is no model, or it takes images of another number of channels than the student.
     """
-    model = load_model(path / "model" if (path / "model").is_dir() else path)
+    model = EmbeddingModel.from_pretrained(path)
     if model.in_channels != network.in_channels:
         raise UserError(
             f"{path} takes images of {model.in_channels} channels, the student's have {network.in_channels}"

@@ -144,7 +144,7 @@ WRONG = {
     "model without data": (["eval", "--model", "x"], "--model needs --data"),
     "model that is none": (
         ["eval", "--model", "x", "--data", "digits"],
-        "x is no saved model: it has no",
+        "model folder x does not exist",
     ),
     "bad plot": ([*EMBEDDINGS, "e.safetensors", "--plot", "p.xyz"], "names no picture"),
     "bad per query": ([*EMBEDDINGS, "e.safetensors", "--per-query", "p.csv"], "must end in .parquet"),

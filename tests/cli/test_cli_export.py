@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dmlkd.data.transforms import plain
 from dmlkd.models import EmbeddingModel, prepared_by
 from dmlkd.retrieval.files import read_embeddings
 
@@ -20,7 +21,7 @@ def work(tmp_path, monkeypatch):
     config = "data: {name: digits, image_size: 8, channels: 1, transform: plain}\nmetric_loss: ContrastiveLoss\n"
     (tmp_path / "run" / "config.yaml").write_text(config)
     model = EmbeddingModel("convnet4", dim=8, in_channels=1, backbone_args={"width": 4})
-    model.preparation = prepared_by("plain", image_size=8, channels=1)
+    model.preparation = prepared_by(plain, image_size=8, channels=1)
     model.save_pretrained(tmp_path / "run" / "model")
     torch.manual_seed(1)
     other = EmbeddingModel("convnet4", dim=8, in_channels=1, backbone_args={"width": 4})
@@ -98,6 +99,10 @@ WRONG = {
     "no run": (["embed", "--run", "nowhere", "--out", "e"], "run folder nowhere does not exist"),
     "no such model": (["embed", "--model", "a/b/c", "--out", "e", "--data", "pictures"], "model folder a/b/c does not"),
     "model that does not say": (["embed", "--model", "other", "--data", "pictures", "--out", "e"], "give --image-size"),
+    "no such transform": (
+        ["embed", "--model", "other", "--data", "pictures", "--image-size", "8", "--transform", "plane", "--out", "e"],
+        "unknown transform 'plane'; did you mean 'plain'",
+    ),
     "no data": (["embed", "--model", "other", "--image-size", "8", "--out", "e"], "--model needs --data"),
     "size of a run": (["embed", "--run", "run", "--image-size", "8", "--out", "e"], "leave out --image-size"),
     "bad engine": (["embed", "--run", "run", "--out", "e", "--engine", "rai"], "did you mean 'ray'"),

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dmlkd.data.transforms import plain
 from dmlkd.models import EmbeddingModel, prepared_by
 
 SIZE = 12
@@ -14,7 +15,7 @@ SIZE = 12
 def small_model(dim=8, seed=0) -> EmbeddingModel:
     torch.manual_seed(seed)
     model = EmbeddingModel("convnet4", dim=dim, in_channels=1, backbone_args={"width": 4}).eval()
-    model.preparation = prepared_by("plain", image_size=SIZE, channels=1)
+    model.preparation = prepared_by(plain, image_size=SIZE, channels=1)
     return model
 
 

@@ -6,6 +6,7 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 
+from dmlkd.data.transforms import plain
 from dmlkd.errors import UserError
 from dmlkd.models import EmbeddingModel, fingerprint, prepared_by
 from dmlkd.models import saved as places
@@ -21,7 +22,7 @@ def run(tmp_path):
     """A run folder as far as a model reads it."""
     (tmp_path / "run").mkdir()
     model = small()
-    model.preparation = prepared_by("plain", image_size=8, channels=1)
+    model.preparation = prepared_by(plain, image_size=8, channels=1)
     model.save_pretrained(tmp_path / "run" / "model")
     return tmp_path / "run"
 
@@ -54,9 +55,29 @@ def test_embedding_runs_in_eval_mode_and_puts_the_mode_back():
 
 def test_colour_pictures_become_grey_for_a_grey_model():
     model = small()
-    model.preparation = prepared_by("plain", image_size=8, channels=1)
+    model.preparation = prepared_by(plain, image_size=8, channels=1)
     picture = Image.fromarray(np.full((8, 8, 3), 90, np.uint8))
     assert torch.equal(model.embed([picture]), model.embed([picture.convert("L")]))
+
+
+def test_a_picture_that_lies_on_its_side_or_is_transparent_is_taken_as_its_file_is(tmp_path):
+    model = EmbeddingModel("convnet4", dim=8, in_channels=3)
+    model.preparation = prepared_by(plain, image_size=8, channels=3)
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 11, 4), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "see-through.png")
+    turned = Image.Exif()
+    turned[274] = 6
+    Image.fromarray(pixels[:, :, :3].copy()).save(tmp_path / "turned.png", exif=turned)
+    for path in sorted(tmp_path.glob("*.png")):
+        assert torch.equal(model.preparation.of(Image.open(path)), model.preparation.of(path))
+
+
+def test_a_transform_by_name_prepares_as_a_run_with_it_does(tmp_path):
+    from dmlkd.config import DataConfig
+    from dmlkd.training.building_data import build_preprocessing
+
+    of_a_run = build_preprocessing(DataConfig(name="digits", image_size=12, transform="plain"))
+    assert prepared_by(plain, image_size=12, channels=1).preprocessing.preparation == of_a_run.preparation
 
 
 def test_what_cannot_be_embedded_is_refused(tmp_path):
@@ -65,21 +86,19 @@ def test_what_cannot_be_embedded_is_refused(tmp_path):
         model.embed([np.zeros((1, 8, 8), np.uint8)])
     with pytest.raises(UserError, match="batch_size must be at least 1, got 0"):
         model.embed(torch.rand(1, 1, 8, 8), batch_size=0)
-    model.preparation = prepared_by("plain", image_size=8, channels=1)
+    model.preparation = prepared_by(plain, image_size=8, channels=1)
     with pytest.raises(UserError, match=r"got \(3, 8, 8\) torch.uint8"):
         model.embed([np.zeros((3, 8, 8), np.uint8)])
     with pytest.raises(UserError, match=r"no\.png"):
         model.embed([tmp_path / "no.png"])
-    with pytest.raises(UserError, match="unknown transform 'plane'; did you mean 'plain'"):
-        prepared_by("plane", image_size=8, channels=1)
     with pytest.raises(UserError, match="image_size must be at least 1, got 0"):
-        prepared_by("plain", image_size=0, channels=1)
+        prepared_by(plain, image_size=0, channels=1)
 
 
 def test_a_run_folder_stands_for_its_model(run):
     model = EmbeddingModel.from_pretrained(run)
     assert fingerprint(model) == fingerprint(small())
-    assert model.preparation.description == prepared_by("plain", image_size=8, channels=1).description
+    assert model.preparation.description == prepared_by(plain, image_size=8, channels=1).description
     (run / "model" / "preprocessing.json").write_text("{}")
     with pytest.raises(UserError, match=r"preprocessing\.json: cannot be read"):
         EmbeddingModel.from_pretrained(run)

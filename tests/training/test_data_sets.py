@@ -19,10 +19,10 @@ from dmlkd.data.preprocessing import Preprocessing, load_transforms, save_transf
 from dmlkd.data.transforms import Transforms, plain
 from dmlkd.errors import ConfigError, DataError, UserError
 from dmlkd.export import embed
+from dmlkd.models import EmbeddingModel
 from dmlkd.retrieval import evaluate
 from dmlkd.training import run
 from dmlkd.training.building_data import build_data
-from dmlkd.training.loading import load_model
 from dmlkd.training.measuring import embed_run, embed_saved, evaluate_run
 
 pytestmark = pytest.mark.usefixtures("small_counts")
@@ -125,7 +125,10 @@ def test_a_model_folder_says_how_its_images_are_prepared(tmp_path):
 def test_the_saved_transform_and_not_the_default_of_the_data_is_applied(tmp_path):
     root = trees.cub(tmp_path / "cub")
     run(configured(tmp_path, "cub200", root), tmp_path / "run")
-    model, saved = load_model(tmp_path / "run" / "model"), load_transforms(tmp_path / "run" / "model")
+    model, saved = (
+        EmbeddingModel.from_pretrained(tmp_path / "run" / "model"),
+        load_transforms(tmp_path / "run" / "model"),
+    )
     found = embed_saved(tmp_path / "run" / "model", DataConfig(name="cub200", root=str(root)))
     (tmp_path / "run" / "model" / "preprocessing.json").unlink()
     default = embed_saved(tmp_path / "run" / "model", DataConfig(name="cub200", root=str(root)))

@@ -53,6 +53,11 @@ KINDS = {
         "data.validation=0",
         "train.optimizer=sgd",
     ],
+    "head alone, cosine, chunks": [
+        "train.head_only_epochs=2",
+        "train.lr_schedule=cosine",
+        "train.chunk_size=20",
+    ],
     "snapshot, whole batches": [
         "distill.0.teacher={name: snapshot, every: 3}",
         "data.on_device=true",
