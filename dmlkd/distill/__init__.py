@@ -9,6 +9,14 @@ from dmlkd.distill.heads import WiderHeadsTeacher
 from dmlkd.distill.lsd import ListwiseSelfDistillation
 from dmlkd.distill.memory import RememberedTeacher, RowMemory
 from dmlkd.distill.method import DistillationMethod
+from dmlkd.distill.partner import PartnerTeacher
+from dmlkd.distill.posteriors import (
+    CrossEntropy,
+    LabelMixing,
+    PosteriorDistillation,
+    mixed_cross_entropy,
+    posterior_divergence,
+)
 from dmlkd.distill.schedules import Constant, Cosine, LinearRamp, Schedule, WarmUp
 from dmlkd.distill.teachers import (
     FrozenTeacher,
@@ -22,13 +30,17 @@ from dmlkd.distill.teachers import (
 __all__ = [
     "Constant",
     "Cosine",
+    "CrossEntropy",
     "DistillationMethod",
     "FrozenTeacher",
+    "LabelMixing",
     "Lesson",
     "LinearRamp",
     "ListwiseSelfDistillation",
     "MovingAverageTeacher",
     "OnlineBatchDiffusion",
+    "PartnerTeacher",
+    "PosteriorDistillation",
     "PreviousEpochTeacher",
     "RememberedTeacher",
     "RowMemory",
@@ -40,4 +52,6 @@ __all__ = [
     "diffused_lists",
     "divergence_from_lists",
     "listwise_divergence",
+    "mixed_cross_entropy",
+    "posterior_divergence",
 ]
