@@ -192,7 +192,7 @@ class ClassifyingModel(nn.Module):
         return embeddings
 
     def signals(self, images: Tensor, needs: Collection[Need] = ()) -> Signals:
-        """The embedding model's signals and, if needed, logits; see :meth:`dmlkd.EmbeddingModel.signals`."""
+        """The embedding model's signals and, if needed, logits; see :meth:`dmlkd.models.EmbeddingModel.signals`."""
         signals = self.model.signals(images, [need for need in needs if need not in ("logits", "subclass_logits")])
         if "logits" not in needs and "subclass_logits" not in needs:
             return signals
