@@ -52,6 +52,9 @@ TRANSFORMS = {
 }
 
 METHODS = {
+    "corrected": MethodEntry(
+        "dmlkd.distill:CorrectedDistillation", teacher="previous_epoch", schedule="constant", classes=True
+    ),
     "cross_entropy": MethodEntry("dmlkd.distill:CrossEntropy", teacher=None, schedule="constant", classes=True),
     "cs_kd": MethodEntry("dmlkd.distill:PosteriorDistillation", teacher="partner", schedule="constant", classes=True),
     "lsd": MethodEntry("dmlkd.distill:ListwiseSelfDistillation", teacher="previous_epoch", schedule="linear_ramp"),
