@@ -36,7 +36,7 @@ class ImageDataset(Dataset[Batch]):
         role: (N,) the table's roles, or None.
 
     Raises:
-        DataError: if the table has no rows, a class beyond ``classes`` or no boxes to crop to, or an image cannot be read.
+        DataError: if the table has no rows, other classes or no boxes to crop to, or an image cannot be read.
     """
 
     def __init__(

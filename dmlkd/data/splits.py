@@ -129,7 +129,7 @@ def hold_out_images(table: ImageTable, share: float, *, seed: int) -> tuple[Imag
 
     Args:
         table: the training rows.
-        share: of the images of each class, 0 <= share < 1, rounded to the nearest number of images; at least one is left.
+        share: of the images of each class, 0 <= share < 1, rounded to whole images; at least one is left.
         seed: for the choice.
 
     Returns:

@@ -110,9 +110,7 @@ def embed_saved(model: Path, data: DataConfig) -> Embedded:
 
 
 @torch.no_grad()
-def measure_seen(
-    model: nn.Module, classes: ClassScores, dataset: ImageDataset, *, workers: int = 0
-) -> PosteriorScores:
+def measure_seen(model: nn.Module, classes: ClassScores, dataset: ImageDataset, *, workers: int = 0) -> PosteriorScores:
     """Measure class scores on held-out images of the training classes.
 
     Args:
