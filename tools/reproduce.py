@@ -130,6 +130,12 @@ EXPERIMENTS = {
 Job = tuple[str, str, int, tuple[str, ...], str]
 
 
+def folder_of(place: str, arm: str, seed: int) -> Path:
+    """Where a run is kept."""
+    slug = "".join(c if c.isalnum() else "-" for c in arm)
+    return ROOT / "runs" / "reproduce" / place / f"{slug}-seed{seed}"
+
+
 def run_once(job: Job) -> dict[str, Any]:
     """Train one run, unless a finished one with the same configuration is there."""
     from dmlkd.config import load_config
@@ -137,8 +143,7 @@ def run_once(job: Job) -> dict[str, Any]:
 
     place, arm, seed, overrides, config = job
     settings, _ = load_config(ROOT / config, [*overrides, f"train.seed={seed}"])
-    slug = "".join(c if c.isalnum() else "-" for c in arm)
-    folder = ROOT / "runs" / "reproduce" / place / f"{slug}-seed{seed}"
+    folder = folder_of(place, arm, seed)
     finished = folder / "metrics.json"
     if finished.is_file():
         if (folder / "config.yaml").read_text() != settings.to_yaml():

@@ -51,6 +51,9 @@ class DataConfig(Part):
     folds: int | None = Field(default=None, ge=2, description="hold out one of so many shares of the classes instead")
     fold: int = Field(default=0, ge=0, description="which of them")
     test_domain: str | None = Field(default=None, description="test on this domain, train on all others")
+    held_out_images: float = Field(
+        default=0.0, ge=0, lt=1, description="share of each training class's images that class scores are measured on"
+    )
     seen_classes: bool = Field(default=False, description="allow classes of training in the test")
 
 

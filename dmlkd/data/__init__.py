@@ -10,7 +10,7 @@ from dmlkd.data.noise import NoiseKind, noisy_labels
 from dmlkd.data.omniglot import omniglot, omniglot_small
 from dmlkd.data.sampling import ClassBalancedBatchSampler
 from dmlkd.data.sop import sop
-from dmlkd.data.splits import DataSplits, class_folds, leave_domain_out, seen_classes, split_classes
+from dmlkd.data.splits import DataSplits, class_folds, hold_out_images, leave_domain_out, seen_classes, split_classes
 from dmlkd.data.table import ImageTable
 from dmlkd.data.tabular import table_file
 
@@ -24,6 +24,7 @@ __all__ = [
     "class_folds",
     "cub200",
     "digits",
+    "hold_out_images",
     "image_folder",
     "inshop",
     "leave_domain_out",

@@ -27,6 +27,7 @@ class ImageDataset(Dataset[Batch]):
         image_size: resize to so many pixels square before the transform; 0: not so.
         shorter: resize in proportion, the shorter side to so many pixels, before the transform; 0: not so.
         crop: cut out the image's box first.
+        classes: (C,) the class ids that targets count, in ascending order; None: those of the table.
 
     Attributes:
         paths: (N,) the table's paths.
@@ -35,7 +36,7 @@ class ImageDataset(Dataset[Batch]):
         role: (N,) the table's roles, or None.
 
     Raises:
-        DataError: if the table has no rows, or no boxes to crop to, or an image cannot be read.
+        DataError: if the table has no rows, other classes or no boxes to crop to, or an image cannot be read.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class ImageDataset(Dataset[Batch]):
         image_size: int = 0,
         shorter: int = 0,
         crop: bool = False,
+        classes: NDArray[np.int64] | None = None,
     ) -> None:
         if not len(table):
             raise DataError("the table has no rows")
@@ -56,7 +58,10 @@ class ImageDataset(Dataset[Batch]):
         self.paths = table.paths
         self.labels = table.labels
         self.role = table.role
-        self.targets = np.unique(table.labels, return_inverse=True)[1].astype(np.int64)
+        known = np.unique(table.labels) if classes is None else classes
+        if not np.isin(table.labels, known).all():
+            raise DataError("the table has a class that is none of those asked for")
+        self.targets = np.searchsorted(known, table.labels).astype(np.int64)
         self.transform = transform
         self.channels = channels
         self.preparation = Preparation(channels, crop=crop, square=image_size or None, shorter=shorter or None)

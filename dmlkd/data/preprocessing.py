@@ -4,6 +4,9 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dmlkd.data.dataset import ImageDataset
 from dmlkd.data.images import Preparation
 from dmlkd.data.table import ImageTable
@@ -42,13 +45,21 @@ class Preprocessing:
         square = None if shorter else transforms.square or None
         return cls(Preparation(channels, crop, square, shorter), transforms)
 
-    def dataset(self, table: ImageTable, *, training: bool = False, in_memory: bool = False) -> ImageDataset:
+    def dataset(
+        self,
+        table: ImageTable,
+        *,
+        training: bool = False,
+        in_memory: bool = False,
+        classes: NDArray[np.int64] | None = None,
+    ) -> ImageDataset:
         """The images of a table, prepared for testing.
 
         Args:
             table: the images.
             training: prepared for training instead.
             in_memory: decode every image once, now, and keep it.
+            classes: (C,) the class ids that targets count; None: those of the table.
 
         Raises:
             DataError: as :class:`~dmlkd.data.ImageDataset` does.
@@ -58,6 +69,7 @@ class Preprocessing:
             self.transforms.train if training else self.transforms.test,
             channels=self.preparation.channels,
             in_memory=in_memory,
+            classes=classes,
             image_size=self.preparation.square or 0,
             shorter=self.preparation.shorter or 0,
             crop=self.preparation.crop,

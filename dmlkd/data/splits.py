@@ -39,6 +39,8 @@ class DataSplits:
         test: the test images.
         true_labels: (N,) labels of the training images before noise; None: there is no noise.
         skipped: images that could not be read and were left out.
+        seen: images of the training classes that are neither trained nor validated on, with their true labels and the
+            targets of ``train``; None: none are held out.
         on_device: what is done to a whole training batch (B, C, H, W) on the device; None: nothing, ``train`` does it.
     """
 
@@ -47,11 +49,12 @@ class DataSplits:
     test: ImageDataset
     true_labels: NDArray[np.int64] | None = None
     skipped: tuple[Unreadable, ...] = ()
+    seen: ImageDataset | None = None
     on_device: Transform | None = None
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Images and classes of each split."""
-        parts = {"train": self.train, "val": self.val, "test": self.test}
+        parts = {"train": self.train, "val": self.val, "test": self.test, "seen": self.seen}
         counts = {
             name: {"images": len(part), "classes": len(np.unique(part.labels))}
             for name, part in parts.items()
@@ -118,6 +121,32 @@ def class_folds(table: ImageTable, folds: int, fold: int, *, seed: int) -> tuple
             "at least 2 must be held out and 2 left"
         )
     inside = np.isin(table.labels, held)
+    return table.where(~inside), table.where(inside)
+
+
+def hold_out_images(table: ImageTable, share: float, *, seed: int) -> tuple[ImageTable, ImageTable | None]:
+    """Hold out some images of each class, to measure class scores on.
+
+    Args:
+        table: the training rows.
+        share: of the images of each class, 0 <= share < 1, rounded to whole images; at least one is left.
+        seed: for the choice.
+
+    Returns:
+        What is left for training, and what is held out (None if ``share`` is 0).
+
+    Raises:
+        DataError: if no class has as many images as that would take.
+    """
+    if not share:
+        return table, None
+    order = np.lexsort((np.random.default_rng([seed, len(table), 11]).random(len(table)), table.labels))
+    _, place, sizes = np.unique(table.labels, return_inverse=True, return_counts=True)
+    rank = np.empty(len(table), np.int64)  # of each image within its class, at random
+    rank[order] = np.arange(len(table)) - np.repeat(sizes.cumsum() - sizes, sizes)
+    inside = rank < np.minimum(np.rint(share * sizes), sizes - 1)[place]
+    if not inside.any():
+        raise DataError(f"data.held_out_images = {share} holds out no image: no class has enough of them")
     return table.where(~inside), table.where(inside)
 
 

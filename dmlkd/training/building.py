@@ -105,7 +105,7 @@ def build_losses(
     """Build metric loss, miner, class scores and terms for a model and a number of training classes and images.
 
     Returns:
-        The student, which has class scores if a term reads them, and the objective.
+        The student, which has class scores if a term reads them or they are to be measured, and the objective.
     """
 
     def metric_loss(dim: int) -> nn.Module:
@@ -143,18 +143,25 @@ def build_losses(
 
 
 def _class_scores(config: RunConfig, loss: nn.Module, *, dim: int, classes: int) -> ClassScores | None:
-    """The class scores that the terms read: the metric loss's own, else an auxiliary head; None if none reads any."""
+    """The class scores that the terms read or that are measured: the metric loss's own, else an auxiliary head."""
     read = [
         term.name
         for index, term in enumerate(config.distill)
         if registry.lookup(registry.METHODS, "self-distillation method", term.name, ("distill", index)).classes
     ]
-    if config.classes is not None and not read:
+    measured = config.data.held_out_images > 0
+    if config.classes is not None and not read and not measured:
         raise ConfigError("no term of distill reads class scores; leave classes out", ("classes",))
-    if not read:
+    if not read and not measured:
         return None
     if config.classes is None and has_proxies(loss):
         return ProxyScores(loss)
+    if config.classes is None and not read:  # a head that no term asks for would change what is trained
+        raise ConfigError(
+            f"class scores are measured on them, and {config.metric_loss.name} has none; add classes: {{}} to train a "
+            "head beside it",
+            ("data", "held_out_images"),
+        )
     section = config.classes or ClassesConfig()
     return ClassHead(dim=dim, classes=classes, subclasses=section.subclasses, scale=section.scale)
 

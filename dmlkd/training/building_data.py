@@ -14,6 +14,7 @@ from dmlkd.data import (
     ImageDataset,
     ImageTable,
     class_folds,
+    hold_out_images,
     leave_domain_out,
     noisy_labels,
     seen_classes,
@@ -35,7 +36,7 @@ def build_data(config: DataConfig, *, seed: int) -> DataSplits:
         DataError: if the images are not there, incomplete or too few, or a test class is trained on.
     """
     source = _source(config)
-    train, val, true_labels = _training_rows(source.table, config, seed)
+    train, val, seen, true_labels = _training_rows(source.table, config, seed)
     on_device = None
     prepared = source
     if config.on_device:
@@ -48,6 +49,7 @@ def build_data(config: DataConfig, *, seed: int) -> DataSplits:
         test=source.test(),
         true_labels=true_labels,
         skipped=source.skipped,
+        seen=None if seen is None else source.seen(seen, np.unique(train.labels)),
         on_device=on_device,
     )
 
@@ -69,19 +71,32 @@ class TrainingImages(NamedTuple):
 def build_training_images(config: DataConfig, *, seed: int) -> TrainingImages:
     """Read the training images of :func:`build_data` with the transform of testing."""
     source = _source(config)
-    rows, _, true_labels = _training_rows(source.table, config, seed)
+    rows, _, _, true_labels = _training_rows(source.table, config, seed)
     return TrainingImages(source.dataset(rows), rows.class_names, true_labels)
 
 
-def _training_rows(
-    table: ImageTable, config: DataConfig, seed: int
-) -> tuple[ImageTable, ImageTable | None, NDArray[np.int64] | None]:
-    """The rows to train on, those held out for validation, and the labels before noise where there is noise."""
+class _TrainingRows(NamedTuple):
+    train: ImageTable
+    val: ImageTable | None
+    seen: ImageTable | None
+    true_labels: NDArray[np.int64] | None  # before noise; None: there is none
+
+
+def _training_rows(table: ImageTable, config: DataConfig, seed: int) -> _TrainingRows:
+    """The rows to train on, those held out for validation, and images held out of the classes trained on."""
     train, val = _validation(table, config, seed=seed)
+    train, seen = hold_out_images(train, config.held_out_images, seed=seed)
     if not config.noise:
-        return train, val, None
+        return _TrainingRows(train, val, seen, None)
     noisy = noisy_labels(train.labels, config.noise, kind=config.noise_kind, seed=seed)
-    return train.relabelled(noisy), val, train.labels
+    return _TrainingRows(train.relabelled(noisy), val, seen, train.labels)
+
+
+def build_seen_images(config: DataConfig, *, seed: int) -> ImageDataset | None:
+    """Read the held-out images of training classes of :func:`build_data` alone; None: there are none."""
+    source = _source(config)
+    rows = _training_rows(source.table, config, seed)
+    return None if rows.seen is None else source.seen(rows.seen, np.unique(rows.train.labels))
 
 
 def _on_device(preprocessing: Preprocessing) -> BatchPipeline:
@@ -126,6 +141,11 @@ class _Source:
 
     def dataset(self, rows: ImageTable, *, training: bool = False) -> ImageDataset:
         return self.preprocessing.dataset(rows, training=training, in_memory=self.in_memory)
+
+    def seen(self, rows: ImageTable, classes: NDArray[np.int64]) -> ImageDataset:
+        if (gone := np.setdiff1d(rows.labels, classes)).size:
+            raise DataError(f"data.noise leaves no training image of {gone.size} classes; lower it")
+        return self.preprocessing.dataset(rows, in_memory=self.in_memory, classes=classes)
 
     def test(self) -> ImageDataset:
         rows = self.table.of_split("test")

@@ -8,16 +8,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dmlkd.classification import PosteriorScores, measure_posteriors
 from dmlkd.config import DataConfig, checked_data
 from dmlkd.data import ImageDataset
 from dmlkd.data.preprocessing import load_transforms
 from dmlkd.errors import DataError, UserError
 from dmlkd.export import embed
-from dmlkd.models import EmbeddingModel
+from dmlkd.models import ClassScores, EmbeddingModel, load_classes
 from dmlkd.retrieval import Scores, evaluate
 from dmlkd.retrieval.metrics import CLUSTERING
-from dmlkd.training.building_data import build_preprocessing, build_test_data
+from dmlkd.training.building_data import build_preprocessing, build_seen_images, build_test_data
 from dmlkd.training.loading import load_run
+from dmlkd.training.teachers import CLASSES
 
 
 class Embedded(NamedTuple):
@@ -105,6 +107,33 @@ def embed_saved(model: Path, data: DataConfig) -> Embedded:
         UserError: if the folder holds no model, or the images are not there or have other channels.
     """
     return _embedded(EmbeddingModel.from_pretrained(model), checked_data(data), model)
+
+
+@torch.no_grad()
+def measure_seen(model: nn.Module, classes: ClassScores, dataset: ImageDataset, *, workers: int = 0) -> PosteriorScores:
+    """Measure class scores on held-out images of the training classes.
+
+    Args:
+        model: images in, embeddings out.
+        classes: the scores of the training classes.
+        dataset: prepared for testing, its targets those of the training images.
+        workers: processes that load images; 0: this one.
+    """
+    embeddings = embed(model, dataset, workers=workers).to(classes.centres().device)
+    return measure_posteriors(logits=classes(embeddings)[0].cpu(), labels=torch.from_numpy(dataset.targets))
+
+
+def measure_run_seen(folder: Path) -> PosteriorScores | None:
+    """Measure the saved class scores of a run on its held-out images again; None where it held none out.
+
+    Raises:
+        UserError: if the folder is no finished run, or the images are not there any more.
+    """
+    run = load_run(folder)
+    dataset = build_seen_images(run.config.data, seed=run.config.train.seed)
+    if dataset is None:
+        return None
+    return measure_seen(run.model, load_classes(folder / CLASSES), dataset, workers=run.config.data.workers)
 
 
 def _embedded(model: EmbeddingModel, data: DataConfig, folder: Path, metrics: tuple[str, ...] = ()) -> Embedded:

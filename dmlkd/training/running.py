@@ -23,7 +23,7 @@ from dmlkd.training.building import Parts, build
 from dmlkd.training.building_data import build_preprocessing
 from dmlkd.training.fitting import FitResult, fit
 from dmlkd.training.folder import LOCK, held, sweep
-from dmlkd.training.measuring import embed_test
+from dmlkd.training.measuring import embed_test, measure_seen
 from dmlkd.training.provenance import record, versions
 from dmlkd.training.stopping import Stop
 from dmlkd.training.teachers import CLASSES
@@ -148,11 +148,15 @@ def _run(config: RunConfig, parts: Parts, out: Path, stop: Stop, *, resumed: boo
         else:
             result.load_best(parts.student)
             by_epoch["best"] = _scores(model, test, config)
+    seen = None
+    if parts.data.seen is not None and isinstance(parts.student, ClassifyingModel):
+        seen = measure_seen(model, parts.student.classes, parts.data.seen, workers=config.data.workers)._asdict()
     row = result.history[result.last_epoch if result.best_epoch is None else result.best_epoch]
     metrics = {
         "test": dict(by_epoch[reported]),
         "val": {name.removeprefix("val/"): value for name, value in row.items() if name.startswith("val/")},
         "epoch": {"last": result.last_epoch, "best": result.best_epoch, "reported": reported},
+        **({} if seen is None else {"seen": seen}),
         "test_by_epoch": {name: dict(scores) for name, scores in by_epoch.items()},
         "baselines": {name: dict(scores) for name, scores in baselines.items()},
         "data": {**parts.data.counts(), "test_queries_left_out": by_epoch[reported].left_out},

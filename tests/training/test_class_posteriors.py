@@ -8,9 +8,11 @@ import torch
 
 from dmlkd.config import load_config
 from dmlkd.errors import ConfigError
-from dmlkd.models import ClassHead, EmbeddingModel, load_classes
+from dmlkd.models import ClassHead, ClassifyingModel, EmbeddingModel, load_classes
 from dmlkd.training import run
-from dmlkd.training.building import build
+from dmlkd.training.building import build, build_losses
+from dmlkd.training.measuring import measure_run_seen
+from dmlkd.training.teachers import CLASSES
 
 ROOT = Path(__file__).parents[2]
 SHORT = [
@@ -77,6 +79,61 @@ def test_the_metric_loss_can_be_left_out():
     losses = parts.objective(parts.student.signals(batch.images, parts.objective.student_needs), batch)
     assert losses.metric == 0
     assert losses.total == 2 * losses.distill["cross_entropy"]
+
+
+SOFTMAX = "metric_loss={name: NormalizedSoftmaxLoss, temperature: 0.1}"
+HELD_OUT = "data.held_out_images=0.25"
+LONGER = ["train.epochs=6", "train.lr=0.01", "train.metric_loss_lr=0.1"]
+
+
+@pytest.mark.parametrize("distill", ["[]", "[{name: cs_kd, weight: 1}]", "[{name: lsd, weight: 1}]"])
+def test_class_scores_are_measured_on_held_out_images_of_the_training_classes(tmp_path, distill):
+    config = configured(SOFTMAX, HELD_OUT, f"distill={distill}", *LONGER, "data.validation=0")
+    result = run(config, tmp_path / "run")
+    seen = json.loads((tmp_path / "run" / "metrics.json").read_text())["seen"]
+    assert list(seen) == ["top1", "top5", "ece", "adaptive_ece", "nll", "brier", "aurc"]
+    assert seen["top1"] > 0.5  # of 5 classes
+    assert result.metrics["data"]["seen"]["classes"] == 5
+    data = build(config).data
+    student = ClassifyingModel(
+        EmbeddingModel.from_pretrained(tmp_path / "run"), load_classes(tmp_path / "run" / CLASSES)
+    )
+    images = torch.stack([data.seen[row].images for row in range(len(data.seen))])
+    logits = student.eval().signals(images, ["logits"]).logits
+    assert (logits.argmax(dim=1).numpy() == data.seen.targets).mean() == pytest.approx(seen["top1"])
+    assert measure_run_seen(tmp_path / "run")._asdict() == pytest.approx(seen, abs=1e-6)
+
+
+def test_the_class_scores_are_those_of_the_epoch_that_is_reported(tmp_path):
+    result = run(configured(SOFTMAX, HELD_OUT, "distill=[]", "train.epochs=4"), tmp_path / "run")
+    assert result.metrics["epoch"]["reported"] == "best"
+    assert measure_run_seen(tmp_path / "run")._asdict() == pytest.approx(result.metrics["seen"], abs=1e-6)
+
+
+def test_measuring_class_scores_changes_nothing_of_what_is_trained():
+    batch = next(iter(torch.utils.data.DataLoader((data := build(configured(SOFTMAX)).data).train, batch_size=32)))
+    losses = []
+    for held_out in ("0", "0.25"):
+        config = configured(SOFTMAX, "distill=[]", f"data.held_out_images={held_out}")
+        torch.manual_seed(0)
+        model = EmbeddingModel("convnet4", dim=8, in_channels=1)
+        student, objective = build_losses(config, model, classes=3, rows=len(data.train))
+        losses.append(objective(student.signals(batch.images, objective.student_needs), batch).total)
+    assert isinstance(student, ClassifyingModel)
+    assert torch.equal(*losses)
+
+
+def test_a_run_without_held_out_images_measures_no_class_scores(tmp_path):
+    assert "seen" not in run(configured(SOFTMAX, "distill=[{name: cs_kd, weight: 1}]"), tmp_path / "run").metrics
+    assert measure_run_seen(tmp_path / "run") is None
+
+
+def test_a_pair_loss_is_measured_by_the_head_that_is_asked_for():
+    with pytest.raises(ConfigError, match="ContrastiveLoss has none; add classes"):
+        build(configured("metric_loss=ContrastiveLoss", "distill=[]", HELD_OUT))
+    parts = build(configured("metric_loss=ContrastiveLoss", "distill=[]", HELD_OUT, "classes={}"))
+    assert isinstance(parts.student.classes, ClassHead)
+    assert [term.label for term in parts.objective.terms] == ["classes"]
 
 
 WRONG = {
