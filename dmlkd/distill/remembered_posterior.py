@@ -20,10 +20,10 @@ class RememberedPosteriorTeacher(Teacher):
 
     The prediction is that of the training pass, with the augmentation and the weights of that step. With each image
     once an epoch, as the default sampler gives them, what teaches in epoch e is the prediction of epoch e - 1, as
-    published. An image that an epoch leaves out keeps its prediction; one that comes twice in an epoch, as with
-    ``train.sampler: published``, is taught at its second visit by the first of that epoch, where the published code
-    keeps a second memory to take that of the epoch before. Of an image drawn twice into a batch both places are taught
-    by the earlier prediction, and the last is remembered.
+    published. An image that an epoch leaves out keeps its prediction. One that comes twice in an epoch, as with
+    ``train.sampler: published``, is taught at its second visit by the first: a prediction of the epoch before for every
+    visit would take a second memory. Of an image drawn twice into a batch both places are taught by the earlier
+    prediction, and that of the last is remembered.
 
     No further forward pass; memory as of :class:`~dmlkd.distill.PosteriorMemory`. What is remembered depends on rows
     and predictions alone, so that processes that are handed the same batch remember alike.

@@ -27,6 +27,7 @@ TERMS = {
     "bsd": "{name: bsd, weight: 1}",
     "bsd, one class kept": "{name: bsd, weight: 1, teacher: {name: evidence, discount: 0.8, top_k: 1}}",
     "beta_smoothing": "{name: beta_smoothing, weight: 1, teacher: {name: moving_average, decay: 0.9}}",
+    "beta_smoothing by remembered confidence": "{name: beta_smoothing, weight: 1, teacher: remembered_posterior}",
 }
 
 
