@@ -29,16 +29,17 @@ class EvidenceTeacher(Teacher):
 
     The target is that after the visit's own update, with no gradient through :math:`p_i`. The other order, the target
     before the update, would pull in the same direction: as :math:`p - t = \frac{\gamma s}{\gamma s + 1} (p - t')`, with
-    s and t' the sum and the mean before it, the update only shortens the gradient, by :math:`1 - 1/(\gamma s + 1)`.
+    s and t' the sum and the mean before the visit, the update only shortens the gradient: to 0.9 with the defaults.
 
     After the start no label is used: the label's own evidence fades as :math:`\gamma^n` over n visits, and the sum
     tends to :math:`1 / (1 - \gamma)`. With the defaults it is 10 all along, so that the target is a moving average of
     predictions that started at the label.
 
-    Kept are the mean, as :class:`~dmlkd.distill.PosteriorMemory` does but in single precision (half would lose the
-    small changes of late visits), and the sum, 4 bytes. With ``top_k`` the evidence of other classes is kept by its sum
-    and spread evenly over them before each update. No further forward pass. Of an image drawn twice into a batch the
-    last place counts as the visit. Processes that are handed the same batch gather the same evidence.
+    Kept are the mean, in a :class:`~dmlkd.distill.PosteriorMemory` of single precision (half would lose the small
+    changes of late visits), and the sum: N x (4 C + 4) bytes. With ``top_k`` the evidence of other classes is kept by
+    its sum and spread evenly over them before each update: N x (8 k + 8) bytes. No further forward pass. Of an image
+    drawn twice into a batch the last place counts as the visit. Processes that are handed the same batch gather the
+    same evidence.
 
     Args:
         rows: N, images in the training set.

@@ -25,7 +25,8 @@ class RememberedPosteriorTeacher(Teacher):
     visit would take a second memory. Of an image drawn twice into a batch both places are taught by the earlier
     prediction, and that of the last is remembered.
 
-    No further forward pass; memory as of :class:`~dmlkd.distill.PosteriorMemory`. What is remembered depends on rows
+    No further forward pass. Memory, of :class:`~dmlkd.distill.PosteriorMemory`: N x C x 2 bytes, N x (6 k + 2) with
+    ``top_k``. What is remembered depends on rows
     and predictions alone, so that processes that are handed the same batch remember alike.
 
     Args:
