@@ -26,8 +26,8 @@ class RememberedPosteriorTeacher(Teacher):
     prediction, and that of the last is remembered.
 
     No further forward pass. Memory, of :class:`~dmlkd.distill.PosteriorMemory`: N x C x 2 bytes, N x (6 k + 2) with
-    ``top_k``. What is remembered depends on rows
-    and predictions alone, so that processes that are handed the same batch remember alike.
+    ``top_k``. What is remembered depends on rows and predictions alone, so that processes that are handed the same
+    batch remember alike.
 
     Args:
         rows: N, images in the training set.
