@@ -55,6 +55,10 @@ METHODS = {
     "corrected": MethodEntry(
         "dmlkd.distill:CorrectedDistillation", teacher="previous_epoch", schedule="constant", classes=True
     ),
+    "beta_smoothing": MethodEntry(
+        "dmlkd.distill:BetaSmoothing", teacher="moving_average", schedule="constant", classes=True
+    ),
+    "bsd": MethodEntry("dmlkd.distill:bsd", teacher="evidence", schedule="constant", classes=True),
     "cross_entropy": MethodEntry("dmlkd.distill:CrossEntropy", teacher=None, schedule="constant", classes=True),
     "cs_kd": MethodEntry("dmlkd.distill:PosteriorDistillation", teacher="partner", schedule="constant", classes=True),
     "lsd": MethodEntry("dmlkd.distill:ListwiseSelfDistillation", teacher="previous_epoch", schedule="linear_ramp"),
@@ -62,15 +66,18 @@ METHODS = {
     "posterior": MethodEntry(
         "dmlkd.distill:PosteriorDistillation", teacher="previous_epoch", schedule="constant", classes=True
     ),
+    "ps_kd": MethodEntry("dmlkd.distill:ps_kd", teacher="remembered_posterior", schedule="constant", classes=True),
     "s2sd": MethodEntry("dmlkd.distill:ListwiseSelfDistillation", teacher="wider_heads", schedule="constant"),
 }
 
 TEACHERS = {
+    "evidence": "dmlkd.distill:EvidenceTeacher",
     "finished_run": "dmlkd.training.teachers:finished_run",
     "moving_average": "dmlkd.distill:MovingAverageTeacher",
     "partner": "dmlkd.distill:PartnerTeacher",
     "previous_epoch": "dmlkd.distill:PreviousEpochTeacher",
     "remembered": "dmlkd.distill:RememberedTeacher",
+    "remembered_posterior": "dmlkd.distill:RememberedPosteriorTeacher",
     "snapshot": "dmlkd.distill:SnapshotTeacher",
     "wider_heads": "dmlkd.distill:WiderHeadsTeacher",
 }

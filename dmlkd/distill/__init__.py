@@ -3,14 +3,17 @@
 Imports torch alone: neither Lightning nor FAISS nor the trainer.
 """
 
+from dmlkd.distill.beta_smoothing import BetaSmoothing, ranked_beta, smoothed_cross_entropy
 from dmlkd.distill.corrected import CorrectedDistillation
 from dmlkd.distill.diffusion import OnlineBatchDiffusion, diffused_lists
+from dmlkd.distill.evidence import EvidenceTeacher, bsd, updated_means
 from dmlkd.distill.functional import divergence_from_lists, listwise_divergence
 from dmlkd.distill.heads import WiderHeadsTeacher
 from dmlkd.distill.lsd import ListwiseSelfDistillation
 from dmlkd.distill.memory import RememberedTeacher, RowMemory
 from dmlkd.distill.method import DistillationMethod
 from dmlkd.distill.partner import PartnerTeacher
+from dmlkd.distill.posterior_memory import PosteriorMemory
 from dmlkd.distill.posteriors import (
     CrossEntropy,
     LabelMixing,
@@ -18,6 +21,7 @@ from dmlkd.distill.posteriors import (
     mixed_cross_entropy,
     posterior_divergence,
 )
+from dmlkd.distill.remembered_posterior import RememberedPosteriorTeacher, ps_kd
 from dmlkd.distill.schedules import Constant, Cosine, LinearRamp, Schedule, WarmUp
 from dmlkd.distill.teachers import (
     FrozenTeacher,
@@ -29,11 +33,13 @@ from dmlkd.distill.teachers import (
 )
 
 __all__ = [
+    "BetaSmoothing",
     "Constant",
     "CorrectedDistillation",
     "Cosine",
     "CrossEntropy",
     "DistillationMethod",
+    "EvidenceTeacher",
     "FrozenTeacher",
     "LabelMixing",
     "Lesson",
@@ -43,7 +49,9 @@ __all__ = [
     "OnlineBatchDiffusion",
     "PartnerTeacher",
     "PosteriorDistillation",
+    "PosteriorMemory",
     "PreviousEpochTeacher",
+    "RememberedPosteriorTeacher",
     "RememberedTeacher",
     "RowMemory",
     "Schedule",
@@ -51,9 +59,14 @@ __all__ = [
     "Teacher",
     "WarmUp",
     "WiderHeadsTeacher",
+    "bsd",
     "diffused_lists",
     "divergence_from_lists",
     "listwise_divergence",
     "mixed_cross_entropy",
     "posterior_divergence",
+    "ps_kd",
+    "ranked_beta",
+    "smoothed_cross_entropy",
+    "updated_means",
 ]

@@ -17,7 +17,7 @@ from dmlkd.signals import Batch, Need, Signals, unit_length
 
 
 class RowMemory(nn.Module):
-    """One vector for each row of a data set, in half precision.
+    """One vector for each row of a data set, in half precision unless told otherwise.
 
     In the memory of the device that the module is moved to; or, when larger than ``mapped_above``, in a temporary file
     that is mapped into memory and stays on the CPU. Either way all of it is in ``state_dict()``.
@@ -25,7 +25,8 @@ class RowMemory(nn.Module):
     Args:
         rows: N, how many vectors.
         width: D, their length.
-        mapped_above: bytes; N x D x 2 above this are mapped.
+        dtype: of what is stored.
+        mapped_above: bytes; N x D x 2 (4 of single precision, and so on) above this are mapped.
         folder: of the temporary file, on a disk with that much space; None: the system's. The file has no name and is
             gone with the process.
 
@@ -43,22 +44,36 @@ class RowMemory(nn.Module):
     values: Tensor
     known: Tensor
 
-    def __init__(self, *, rows: int, width: int, mapped_above: int = 2**30, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        rows: int,
+        width: int,
+        dtype: torch.dtype = torch.half,
+        mapped_above: int = 2**30,
+        folder: Path | None = None,
+    ) -> None:
         super().__init__()
         shape = (whole("rows", rows), whole("width", width))
         if mapped_above < 0:
             raise ValueError(f"mapped_above must be at least 0 bytes, got {mapped_above!r}")
-        self.mapped = 2 * rows * width > mapped_above
-        self.register_buffer("values", _mapped(shape, folder) if self.mapped else torch.zeros(shape, dtype=torch.half))
+        self.mapped = dtype.itemsize * rows * width > mapped_above
+        values = _mapped(shape, dtype, folder) if self.mapped else torch.zeros(shape, dtype=dtype)
+        self.register_buffer("values", values)
         self.register_buffer("known", torch.zeros(rows, dtype=torch.bool))
 
     def read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The vectors of some rows (B,), (B, D) float32, and which of them were ever written, (B,) bool."""
-        return self.values[rows.to(self.values.device)].to(rows.device).float(), self.known[rows]
+        """The vectors of some rows (B,), (B, D), and which of them were ever written, (B,) bool.
+
+        Numbers with a point are given in float32, whole ones in int64.
+        """
+        values = self.values[rows.to(self.values.device)].to(rows.device)
+        return values.float() if values.is_floating_point() else values.long(), self.known[rows]
 
     @torch.no_grad()
     def write(self, rows: Tensor, values: Tensor) -> None:
-        """Remember vectors (B, D) for some rows (B,)."""
+        """Remember vectors (B, D) for some rows (B,); of a row that is there twice, the last."""
+        values = values[last_of_each(rows)]
         self.values[rows.to(self.values.device)] = values.to(self.values)
         self.known[rows] = True
 
@@ -72,11 +87,22 @@ class RowMemory(nn.Module):
         return self
 
 
-def _mapped(shape: tuple[int, int], folder: Path | None) -> Tensor:
+def last_of_each(rows: Tensor) -> Tensor:
+    """For each place of (B,) rows, the last place of the same row: what makes writing them independent of the device.
+
+    >>> last_of_each(torch.tensor([5, 3, 5]))
+    tensor([2, 1, 2])
+    """
+    ordered, places = rows.sort(stable=True)
+    return places[torch.searchsorted(ordered, rows, right=True) - 1]
+
+
+def _mapped(shape: tuple[int, int], dtype: torch.dtype, folder: Path | None) -> Tensor:
     with tempfile.TemporaryFile(dir=folder, prefix="dmlkd-memory-") as file:
         if hasattr(os, "posix_fallocate"):  # a full disk is an error now, not a crash at some later write
-            os.posix_fallocate(file.fileno(), 0, 2 * shape[0] * shape[1])
-        return torch.from_numpy(np.memmap(file, dtype=np.float16, mode="w+", shape=shape))
+            os.posix_fallocate(file.fileno(), 0, dtype.itemsize * shape[0] * shape[1])
+        kind = torch.empty(0, dtype=dtype).numpy().dtype
+        return torch.from_numpy(np.memmap(file, dtype=kind, mode="w+", shape=shape))
 
 
 class RememberedTeacher(Teacher):

@@ -61,6 +61,17 @@ KINDS = {
     "class scores of an auxiliary head, partners": [
         "distill=[{name: cs_kd, weight: 1}, {name: posterior, weight: 1}]",
     ],
+    "remembered posteriors, evidence, drawn smoothing": [
+        "distill=[{name: ps_kd, weight: 1}, {name: bsd, weight: 1, teacher: {name: evidence, top_k: 2}}, "
+        "{name: beta_smoothing, weight: 1, teacher: {name: moving_average, decay: 0.9}}]",
+        "metric_loss=NormalizedSoftmaxLoss",
+        "miner=null",
+        "metric_weight=0",
+    ],
+    "k posteriors kept, mapped, drawn with replacement": [
+        "distill=[{name: ps_kd, weight: 1, teacher: {name: remembered_posterior, top_k: 2, mapped_above: 0}}]",
+        "train.sampler=published",
+    ],
     "snapshot, whole batches": [
         "distill.0.teacher={name: snapshot, every: 3}",
         "data.on_device=true",
