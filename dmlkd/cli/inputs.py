@@ -65,6 +65,20 @@ class Wanted:
     config: "DataConfig | None" = None
     preparing: tuple[str, ...] = ()
 
+    def data_set(self, found: "Loaded") -> "DataConfig":
+        """The data set that is named, or that of the model's run.
+
+        Raises:
+            UserError: if there is neither.
+        """
+        if self.config is not None:
+            return self.config
+        if found.run is None:
+            raise UserError("--model needs --data: a folder of images, a table or the name of a data set")
+        from dmlkd.config import load_config
+
+        return load_config(found.run / "config.yaml")[0].data
+
 
 def wanted_images(
     data: str | None, root: Path | None = None, options: list[str] | None = None, split: str | None = None
@@ -187,13 +201,7 @@ def rows_of(found: Loaded, wanted: Wanted) -> "ImageRows":
     assert preparation is not None
     if wanted.place is not None:
         return read_table(wanted.place, root=wanted.root, split=wanted.split).rows(preparation.dataset)
-    config = wanted.config
-    if config is None:
-        if found.run is None:
-            raise UserError("--model needs --data: a folder of images, a table or the name of a data set")
-        from dmlkd.config import load_config
-
-        config = load_config(found.run / "config.yaml")[0].data
+    config = wanted.data_set(found)
     from dmlkd.training.building_data import build_images
 
     images, names = build_images(config, split=wanted.split, preprocessing=preparation.preprocessing)
