@@ -96,8 +96,8 @@ def _print(rows: dict[str, dict[str, Any]], teacher: str, student: str, neighbou
     from rich.console import Console
     from rich.table import Table
 
-    title = f"Agreement of {student} with its teacher {teacher}; 1 is complete"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    print(f"Agreement of {student} with its teacher {teacher} on the same images; 1 is complete, of kl 0")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("")
     names = list(next(iter(rows.values())))
     for name in names:

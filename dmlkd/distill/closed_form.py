@@ -143,7 +143,7 @@ def label_weights(given: float | Sequence[float], rounds: int) -> list[float]:
     Raises:
         ValueError: for another number of them, or one outside 0 to 1.
     """
-    if isinstance(given, Sequence | np.ndarray) and not isinstance(given, str):
+    if isinstance(given, list | tuple | np.ndarray):
         if len(given) != rounds - 1:
             raise ValueError(f"label_weight must be one number or one for each of rounds 2 to {rounds}, got {given!r}")
         return [within("label_weight", weight, 0, 1) for weight in given]
@@ -176,8 +176,11 @@ def penalty(values: NDArray[np.float64], energy: NDArray[np.float64], tolerance:
             f"tolerance must be above {beyond:.6g}, the mean squared residual that this kernel leaves, got {tolerance}"
         )
 
+    seen = values > 0
+
     def excess(c: float) -> float:
-        return float((np.where(values > 0, c / (c + values), 1.0) ** 2 * energy).sum()) / count - tolerance
+        left = (c / (c + values[seen])) ** 2 * energy[seen]
+        return float(left.sum()) / count + beyond - tolerance
 
     # All eigenvalues as large as the largest would need this c (Mobahi et al. 2020), smaller ones need less.
     high = float(values[-1]) * allowed / (length - allowed) * (1 + 1e-9)

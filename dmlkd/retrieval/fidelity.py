@@ -125,7 +125,8 @@ def _others(ids: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64
     """The first k of k + 1 neighbours (b, k + 1) that are not the row (b,) itself."""
     own = ids == rows[:, None]
     own[~own.any(axis=1), -1] = True
-    return ids[~own].reshape(len(ids), -1)
+    others: NDArray[np.int64] = ids[~own].reshape(len(ids), -1)
+    return others
 
 
 def rank_correlation(
