@@ -37,30 +37,15 @@ def signals_in_chunks(network: nn.Module, images: Tensor, needs: Collection[Need
 
     def kept(part: Tensor) -> Signals:
         signals: Signals = network.signals(part, needs)  # type: ignore[operator]
-        return Signals(
-            signals.embeddings,
-            signals.features if "features" in needs else None,
-            signals.logits if "logits" in needs else None,
-            signals.stages if "stages" in needs else None,
-        )
+        return signals.only(needs)
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _held_statistics(network)
 
     parts = images.tensor_split(math.ceil(len(images) / size))
     if not torch.is_grad_enabled():
-        return _joined([kept(part) for part in parts])
-    return _joined([checkpoint(kept, part, use_reentrant=False, context_fn=contexts) for part in parts])
-
-
-def _joined(chunks: list[Signals]) -> Signals:
-    embeddings, features, logits, stages = zip(*chunks, strict=True)
-    return Signals(
-        torch.cat(embeddings),
-        None if features[0] is None else torch.cat(features),
-        None if logits[0] is None else torch.cat(logits),
-        None if stages[0] is None else tuple(torch.cat(maps) for maps in zip(*stages, strict=True)),
-    )
+        return Signals.joined([kept(part) for part in parts])
+    return Signals.joined([checkpoint(kept, part, use_reentrant=False, context_fn=contexts) for part in parts])
 
 
 @contextmanager

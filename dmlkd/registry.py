@@ -20,11 +20,12 @@ class DataEntry:
 
 @dataclass(frozen=True)
 class MethodEntry:
-    """A self-distillation method, and the teacher and schedule its paper pairs it with."""
+    """A self-distillation method, the teacher and schedule of its paper, and whether it reads class scores."""
 
     method: str
     teacher: str | None
     schedule: str
+    classes: bool = False
 
 
 DATA = {
@@ -51,14 +52,23 @@ TRANSFORMS = {
 }
 
 METHODS = {
+    "corrected": MethodEntry(
+        "dmlkd.distill:CorrectedDistillation", teacher="previous_epoch", schedule="constant", classes=True
+    ),
+    "cross_entropy": MethodEntry("dmlkd.distill:CrossEntropy", teacher=None, schedule="constant", classes=True),
+    "cs_kd": MethodEntry("dmlkd.distill:PosteriorDistillation", teacher="partner", schedule="constant", classes=True),
     "lsd": MethodEntry("dmlkd.distill:ListwiseSelfDistillation", teacher="previous_epoch", schedule="linear_ramp"),
     "obd_sd": MethodEntry("dmlkd.distill:OnlineBatchDiffusion", teacher="previous_epoch", schedule="linear_ramp"),
+    "posterior": MethodEntry(
+        "dmlkd.distill:PosteriorDistillation", teacher="previous_epoch", schedule="constant", classes=True
+    ),
     "s2sd": MethodEntry("dmlkd.distill:ListwiseSelfDistillation", teacher="wider_heads", schedule="constant"),
 }
 
 TEACHERS = {
     "finished_run": "dmlkd.training.teachers:finished_run",
     "moving_average": "dmlkd.distill:MovingAverageTeacher",
+    "partner": "dmlkd.distill:PartnerTeacher",
     "previous_epoch": "dmlkd.distill:PreviousEpochTeacher",
     "remembered": "dmlkd.distill:RememberedTeacher",
     "snapshot": "dmlkd.distill:SnapshotTeacher",

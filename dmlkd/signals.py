@@ -1,12 +1,13 @@
 """What one forward pass gives: the type that models produce and losses, teachers and terms consume."""
 
-from collections.abc import Collection
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Need = Literal["embeddings", "features", "logits", "stages"]
+Need = Literal["embeddings", "features", "logits", "subclass_logits", "stages"]
 """A field of :class:`Signals` that a distillation method can ask for."""
 
 
@@ -36,21 +37,45 @@ class Signals(NamedTuple):
         features: (B, F) pooled trunk features, before the embedding head; None if not computed.
         logits: (B, C) class scores; None if the network has no class weights or they were not asked for.
         stages: the trunk's feature maps, shallow to deep, (B, C_k, H_k, W_k) each; None if not asked for.
+        subclass_logits: (B, C, K) scores of K subclasses of each class; None as ``logits`` is.
     """
 
     embeddings: Tensor
     features: Tensor | None = None
     logits: Tensor | None = None
     stages: tuple[Tensor, ...] | None = None
+    subclass_logits: Tensor | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Signals":
+        """Every tensor that is there, put through a function."""
+        return Signals.joined([self], lambda tensors: function(tensors[0]))
 
     def take(self, positions: Tensor) -> "Signals":
         """What is said of the images at some positions (K,) of the batch."""
-        return Signals(
-            self.embeddings[positions],
-            None if self.features is None else self.features[positions],
-            None if self.logits is None else self.logits[positions],
-            None if self.stages is None else tuple(stage[positions] for stage in self.stages),
-        )
+        return self.map(lambda tensor: tensor[positions])
+
+    def only(self, needs: Collection[Need]) -> "Signals":
+        """Embeddings and the needed fields; the others None."""
+        left_out: dict[str, Any] = {name: None for name in self._fields[1:] if name not in needs}
+        return self._replace(**left_out)
+
+    @staticmethod
+    def joined(parts: "Sequence[Signals]", function: Callable[[tuple[Tensor, ...]], Tensor] = torch.cat) -> "Signals":
+        """What is said of several batches, as of one.
+
+        Args:
+            parts: with the same fields.
+            function: makes one tensor of the parts' tensors.
+        """
+
+        def join(values: tuple[Tensor | tuple[Tensor, ...] | None, ...]) -> Tensor | tuple[Tensor, ...] | None:
+            if values[0] is None:
+                return None
+            if isinstance(values[0], tuple):
+                return tuple(function(tensors) for tensors in zip(*values, strict=True))
+            return function(values)  # type: ignore[arg-type]
+
+        return Signals(*(join(values) for values in zip(*parts, strict=True)))  # type: ignore[arg-type]
 
 
 class SignalNetwork(Protocol):

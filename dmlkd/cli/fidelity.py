@@ -76,8 +76,30 @@ def _measured(
     if wanted.place is None:
         given = replace(given, config=wanted.data_set(models[1]))
     z = [_embedded(model, given, workers) for model in models]
-    found = measure(teacher=z[0], student=z[1], neighbours=k, distance=distance, pairs=pairs, seed=seed)
+    logits = _logits(models, z)
+    found = measure(
+        teacher=z[0],
+        student=z[1],
+        neighbours=k,
+        distance=distance,
+        pairs=pairs,
+        seed=seed,
+        teacher_logits=logits[0],
+        student_logits=logits[1],
+    )
     return {"images": len(z[0]), **{name: value for name, value in found._asdict().items() if value is not None}}
+
+
+def _logits(models: list[Loaded], z: list["torch.Tensor"]) -> "list[torch.Tensor] | list[None]":
+    """Class scores of both, if both are runs that had some, of as many classes."""
+    from dmlkd.models import load_classes
+    from dmlkd.training.teachers import CLASSES
+
+    files = [None if model.run is None else model.run / CLASSES for model in models]
+    if not all(file is not None and file.is_file() for file in files):
+        return [None, None]
+    logits = [load_classes(file)(part)[0] for file, part in zip(files, z, strict=True) if file is not None]
+    return logits if logits[0].shape == logits[1].shape else [None, None]
 
 
 def _embedded(found: Loaded, wanted: Wanted, workers: int) -> "torch.Tensor":

@@ -1,11 +1,12 @@
 """The configuration of a run: sections, reading and checking."""
 
 from dmlkd.config.load import checked_data, load_config, nested_part
-from dmlkd.config.schema import DataConfig, EvalConfig, Part, RunConfig, TermConfig, TrainConfig
+from dmlkd.config.schema import ClassesConfig, DataConfig, EvalConfig, Part, RunConfig, TermConfig, TrainConfig
 from dmlkd.config.signatures import checked, parameters
 from dmlkd.config.yaml_source import YamlSource
 
 __all__ = [
+    "ClassesConfig",
     "DataConfig",
     "EvalConfig",
     "Part",

@@ -16,8 +16,19 @@ from dmlkd.errors import ConfigError, suggestion
 SUPPLIED_TO_LOSSES = ("num_classes", "embedding_size", "descriptors_dim")
 """Arguments of metric losses that the data and the model settle."""
 
-SUPPLIED_TO_TEACHERS = ("network", "rows", "dim", "features", "metric_loss", "miner")
-"""Arguments of teachers that the rest of the configuration settles."""
+SUPPLIED_TO_TERMS = (
+    "network",
+    "rows",
+    "dim",
+    "features",
+    "chunk_size",
+    "metric_loss",
+    "miner",
+    "classes",
+    "class_scores",
+    "classify",
+)
+"""Arguments of methods and teachers that the rest of the configuration settles."""
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, YamlSource]:
@@ -130,10 +141,10 @@ def nested_part(value: Any, path: Keys) -> Part:
 
 def _check_term(term: TermConfig, path: Keys) -> None:
     entry = registry.lookup(registry.METHODS, "self-distillation method", term.name, (*path, "name"))
-    checked(registry.load(entry.method), term.arguments, path)
+    checked(registry.load(entry.method), term.arguments, path, supplied=SUPPLIED_TO_TERMS)
     if term.teacher:
         teacher = registry.lookup(registry.TEACHERS, "teacher", term.teacher.name, (*path, "teacher"))
-        checked(teacher, term.teacher.arguments, (*path, "teacher"), supplied=SUPPLIED_TO_TEACHERS)
+        checked(teacher, term.teacher.arguments, (*path, "teacher"), supplied=SUPPLIED_TO_TERMS)
     if term.schedule:
         schedule = registry.lookup(registry.SCHEDULES, "schedule", term.schedule.name, (*path, "schedule"))
         checked(schedule, term.schedule.arguments, (*path, "schedule"))

@@ -62,6 +62,16 @@ class TermConfig(Part):
     schedule: NamedPart | None = None
 
 
+class ClassesConfig(_Section):
+    """``classes``: the auxiliary head that gives class scores where the metric loss has no class weights."""
+
+    scale: float = Field(default=16.0, gt=0, allow_inf_nan=False, description="factor on cosines before the softmax")
+    subclasses: int = Field(default=1, ge=1, description="of each class, for subclass distillation")
+    weight: float = Field(
+        default=1.0, ge=0, allow_inf_nan=False, description="of its cross-entropy, where no term trains it"
+    )
+
+
 class TrainConfig(_Section):
     """``train``: how long, how fast and with what batches."""
 
@@ -107,6 +117,10 @@ class RunConfig(_Section):
     data: Annotated[DataConfig, BeforeValidator(named)]
     model: dict[str, Any] = Field(default_factory=dict)
     metric_loss: NamedPart
+    metric_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False, description="factor on the metric loss")
+    classes: ClassesConfig | None = Field(
+        default=None, description="an auxiliary head; None: one where a method needs it and the loss has no classes"
+    )
     miner: NamedPart | None = None
     distill: tuple[Annotated[TermConfig, BeforeValidator(named)], ...] = ()
     train: TrainConfig = TrainConfig()

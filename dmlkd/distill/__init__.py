@@ -3,12 +3,21 @@
 Imports torch alone: neither Lightning nor FAISS nor the trainer.
 """
 
+from dmlkd.distill.corrected import CorrectedDistillation
 from dmlkd.distill.diffusion import OnlineBatchDiffusion, diffused_lists
 from dmlkd.distill.functional import divergence_from_lists, listwise_divergence
 from dmlkd.distill.heads import WiderHeadsTeacher
 from dmlkd.distill.lsd import ListwiseSelfDistillation
 from dmlkd.distill.memory import RememberedTeacher, RowMemory
 from dmlkd.distill.method import DistillationMethod
+from dmlkd.distill.partner import PartnerTeacher
+from dmlkd.distill.posteriors import (
+    CrossEntropy,
+    LabelMixing,
+    PosteriorDistillation,
+    mixed_cross_entropy,
+    posterior_divergence,
+)
 from dmlkd.distill.schedules import Constant, Cosine, LinearRamp, Schedule, WarmUp
 from dmlkd.distill.teachers import (
     FrozenTeacher,
@@ -21,14 +30,19 @@ from dmlkd.distill.teachers import (
 
 __all__ = [
     "Constant",
+    "CorrectedDistillation",
     "Cosine",
+    "CrossEntropy",
     "DistillationMethod",
     "FrozenTeacher",
+    "LabelMixing",
     "Lesson",
     "LinearRamp",
     "ListwiseSelfDistillation",
     "MovingAverageTeacher",
     "OnlineBatchDiffusion",
+    "PartnerTeacher",
+    "PosteriorDistillation",
     "PreviousEpochTeacher",
     "RememberedTeacher",
     "RowMemory",
@@ -40,4 +54,6 @@ __all__ = [
     "diffused_lists",
     "divergence_from_lists",
     "listwise_divergence",
+    "mixed_cross_entropy",
+    "posterior_divergence",
 ]

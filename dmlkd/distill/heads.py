@@ -38,7 +38,7 @@ class WiderHeadsTeacher(Teacher):
             negative.
     """
 
-    gives: ClassVar[frozenset[Need]] = frozenset({"embeddings"})
+    gives: frozenset[Need] = frozenset({"embeddings"})
     student_needs: ClassVar[frozenset[Need]] = frozenset({"features"})
     every_step: ClassVar[bool] = True
 

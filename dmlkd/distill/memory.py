@@ -97,7 +97,7 @@ class RememberedTeacher(Teacher):
         OSError: if there is no room for the file.
     """
 
-    gives: ClassVar[frozenset[Need]] = frozenset({"embeddings"})
+    gives: frozenset[Need] = frozenset({"embeddings"})
     every_step: ClassVar[bool] = True
 
     def __init__(self, *, rows: int, dim: int, mapped_above: int = 2**30, folder: Path | None = None) -> None:

@@ -18,10 +18,19 @@ class DistillationMethod(nn.Module, ABC):
     Attributes:
         student_needs: fields of the student's :class:`~dmlkd.signals.Signals` that are read.
         teacher_needs: fields of the teacher's that are read; empty for a method that has no teacher.
+        supervises: whether its target holds the label too, so that it trains class scores by itself, and goes on with
+            the label alone (``teacher`` is None) while its teacher is not ready.
+
+    Parameters of a method are trained with the weights of the metric loss.
     """
 
     student_needs: ClassVar[frozenset[Need]] = frozenset({"embeddings"})
     teacher_needs: ClassVar[frozenset[Need]] = frozenset({"embeddings"})
+
+    supervises: ClassVar[bool] = False
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        """Called before each epoch, counted from 0, of so many in all; and when a run goes on within an epoch."""
 
     @abstractmethod
     def from_signals(self, *, batch: Batch, student: Signals, teacher: Signals | None) -> Tensor:
@@ -30,5 +39,6 @@ class DistillationMethod(nn.Module, ABC):
         Args:
             batch: images, labels and row numbers.
             student: the student's signals, with gradient.
-            teacher: the teacher's signals, without; None only if ``teacher_needs`` is empty.
+            teacher: the teacher's signals, without; None only if ``teacher_needs`` is empty, or if the method
+                ``supervises`` and its teacher is not ready.
         """

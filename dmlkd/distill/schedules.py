@@ -48,13 +48,20 @@ class Constant(Schedule):
 class LinearRamp(Schedule):
     """e / E: from 0 in the first epoch to (E - 1) / E in the last; 0 if there is but one (arXiv 2206.08880).
 
+    Args:
+        ends_full: (e + 1) / E instead: from 1 / E to 1, and 1 if there is but one epoch (arXiv 2006.12000).
+
     >>> [LinearRamp()(e, 4) for e in range(4)]
     [0.0, 0.25, 0.5, 0.75]
+    >>> [LinearRamp(ends_full=True)(e, 4) for e in range(4)]
+    [0.25, 0.5, 0.75, 1.0]
     """
+
+    ends_full: bool = False
 
     @override
     def factor(self, epoch: int, epochs: int) -> float:
-        return epoch / epochs
+        return (epoch + self.ends_full) / epochs
 
 
 @dataclass(frozen=True)

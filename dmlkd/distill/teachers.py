@@ -43,7 +43,7 @@ class Teacher(nn.Module, ABC):
             or remembers something from each.
     """
 
-    gives: ClassVar[frozenset[Need]] = frozenset({"embeddings", "features", "logits", "stages"})
+    gives: frozenset[Need] = frozenset({"embeddings", "features", "logits", "subclass_logits", "stages"})
     student_needs: ClassVar[frozenset[Need]] = frozenset()
     every_step: ClassVar[bool] = False
 
@@ -79,7 +79,8 @@ class FrozenTeacher(Teacher):
     It stays in its mode whatever ``train()`` is called on what holds it, and its parameters ask for no gradient.
 
     Args:
-        network: what teaches; taken over, not copied.
+        network: what teaches; taken over, not copied. An attribute ``gives``, if it has one, names the fields of
+            signals that it has.
         mode: "eval" or "train", the mode it runs in. In the published code of A1 it is "train", with batch norm frozen;
             with live batch norm, "train" normalises by the batch and moves the running statistics.
         chunk_size: :meth:`teach` runs the network on at most so many images at a time; None: on the whole batch.
@@ -93,6 +94,7 @@ class FrozenTeacher(Teacher):
         self.mode = one_of("mode", mode, ("eval", "train"))
         self.chunk_size = None if chunk_size is None else whole("chunk_size", chunk_size)
         self.network = network.requires_grad_(False)
+        self.gives = getattr(self._teaching, "gives", type(self).gives)
         self._clock = 0  # epochs or steps that the network has followed the student for
         self.train()
 

@@ -4,7 +4,7 @@ import contextlib
 import io
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -46,6 +46,7 @@ class EmbeddingModel(
             model, such as teachers, keep it in whatever mode they run.
 
     Attributes:
+        gives: the fields of its signals that it has.
         preparation: how its images are prepared, as its folder said; None: nothing says so.
 
     Raises:
@@ -57,6 +58,8 @@ class EmbeddingModel(
     >>> tuple(z.shape), torch.allclose(z.norm(dim=1), torch.ones(2))
     ((2, 16), True)
     """
+
+    gives: ClassVar[frozenset[Need]] = frozenset({"embeddings", "features", "stages"})
 
     def __init__(
         self,
@@ -149,13 +152,17 @@ class EmbeddingModel(
         Raises:
             ValueError: if "logits" are needed: this model has no class weights.
         """
-        if "logits" in needs:
-            raise ValueError("an EmbeddingModel has no class weights and so no logits")
+        if "logits" in needs or "subclass_logits" in needs:
+            raise ValueError("an EmbeddingModel has no class weights and so no logits; a ClassifyingModel has")
         stages = self.trunk(images)
         last = stages[-1]
         features = self.pool(last).flatten(1) if self.trunk.spatial else last
         return Signals(
-            embeddings=unit_length(self.head(features)),
+            embeddings=self.from_features(features),
             features=features,
             stages=stages if "stages" in needs else None,
         )
+
+    def from_features(self, features: Tensor) -> Tensor:
+        """Return (B, D) embeddings of unit length of pooled trunk features (B, F)."""
+        return unit_length(self.head(features))

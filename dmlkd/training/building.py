@@ -12,17 +12,18 @@ from pytorch_metric_learning.losses.mixins import WeightMixin
 from torch import nn
 
 from dmlkd import registry
-from dmlkd.config import Part, RunConfig, TermConfig, TrainConfig, checked, nested_part, parameters
+from dmlkd.config import ClassesConfig, Part, RunConfig, TermConfig, TrainConfig, checked, nested_part, parameters
 from dmlkd.data import (
     ClassBalancedBatchSampler,
     DataSplits,
     ImageDataset,
 )
-from dmlkd.distill import Schedule, Teacher
+from dmlkd.distill import CrossEntropy, Schedule, Teacher
 from dmlkd.errors import ConfigError, UserError
-from dmlkd.models import EmbeddingModel
+from dmlkd.models import ClassHead, ClassifyingModel, ClassScores, EmbeddingModel
 from dmlkd.training.building_data import build_data
 from dmlkd.training.objective import Objective, Term
+from dmlkd.training.proxies import ProxyScores, has_proxies
 from dmlkd.training.rates import lr_schedule
 
 Keys = tuple[str | int, ...]
@@ -34,9 +35,14 @@ class Parts:
     """Everything a run is made of."""
 
     data: DataSplits
-    model: EmbeddingModel
+    student: EmbeddingModel | ClassifyingModel
     objective: Objective
     sampler: ClassBalancedBatchSampler
+
+    @property
+    def model(self) -> EmbeddingModel:
+        """What is measured and saved: the student without its class scores."""
+        return self.student.model if isinstance(self.student, ClassifyingModel) else self.student
 
 
 def build(config: RunConfig) -> Parts:
@@ -53,7 +59,8 @@ def build(config: RunConfig) -> Parts:
     model = _built(EmbeddingModel, config.model, ("model",), in_channels=data.train.channels)
     classes = int(data.train.targets.max()) + 1
     _check_smooth_ap(config, data.train.targets)
-    return Parts(data, model, build_objective(config, model, classes=classes, rows=len(data.train)), sampler)
+    student, objective = build_losses(config, model, classes=classes, rows=len(data.train))
+    return Parts(data, student, objective, sampler)
 
 
 def _check_smooth_ap(config: RunConfig, targets: NDArray[np.int64]) -> None:
@@ -92,8 +99,14 @@ def build_sampler(dataset: ImageDataset, train: TrainConfig) -> ClassBalancedBat
     )
 
 
-def build_objective(config: RunConfig, model: EmbeddingModel, *, classes: int, rows: int) -> Objective:
-    """Build metric loss, miner and distillation terms for a model and a number of training classes and images."""
+def build_losses(
+    config: RunConfig, model: EmbeddingModel, *, classes: int, rows: int
+) -> tuple[EmbeddingModel | ClassifyingModel, Objective]:
+    """Build metric loss, miner, class scores and terms for a model and a number of training classes and images.
+
+    Returns:
+        The student, which has class scores if a term reads them, and the objective.
+    """
 
     def metric_loss(dim: int) -> nn.Module:
         sizes = {"num_classes": classes, "embedding_size": dim, "descriptors_dim": dim}
@@ -108,16 +121,42 @@ def build_objective(config: RunConfig, model: EmbeddingModel, *, classes: int, r
             ("train", "per_class"),
         )
     miner = _metric_learning("miners", config.miner, ("miner",), {}) if config.miner else None
+    scores = _class_scores(config, loss, dim=model.dim, classes=classes)
+    student = model if scores is None else ClassifyingModel(model, scores)
     supplies = {
-        "network": model,
+        "network": student,
         "rows": rows,
         "dim": model.dim,
         "features": model.trunk.channels,
         "chunk_size": config.train.chunk_size,
         "metric_loss": metric_loss,
         "miner": miner,
+        "classes": classes,
     }
-    return Objective(loss, _terms(config.distill, supplies), miner=miner)
+    if isinstance(student, ClassifyingModel):
+        supplies |= {"class_scores": student.classes, "classify": student.classify}
+    terms = _terms(config.distill, supplies)
+    if isinstance(scores, ClassHead) and not any(term.method.supervises for term in terms):
+        weight = (config.classes or ClassesConfig()).weight
+        terms.append(Term(CrossEntropy(), weight=weight, name="classes"))
+    return student, Objective(loss, terms, miner=miner, metric_weight=config.metric_weight)
+
+
+def _class_scores(config: RunConfig, loss: nn.Module, *, dim: int, classes: int) -> ClassScores | None:
+    """The class scores that the terms read: the metric loss's own, else an auxiliary head; None if none reads any."""
+    read = [
+        term.name
+        for index, term in enumerate(config.distill)
+        if registry.lookup(registry.METHODS, "self-distillation method", term.name, ("distill", index)).classes
+    ]
+    if config.classes is not None and not read:
+        raise ConfigError("no term of distill reads class scores; leave classes out", ("classes",))
+    if not read:
+        return None
+    if config.classes is None and has_proxies(loss):
+        return ProxyScores(loss)
+    section = config.classes or ClassesConfig()
+    return ClassHead(dim=dim, classes=classes, subclasses=section.subclasses, scale=section.scale)
 
 
 def _terms(configs: tuple[TermConfig, ...], supplies: Mapping[str, Any]) -> list[Term]:
@@ -128,12 +167,11 @@ def _terms(configs: tuple[TermConfig, ...], supplies: Mapping[str, Any]) -> list
     for index, config in enumerate(configs):
         path: Keys = ("distill", index)
         entry = registry.lookup(registry.METHODS, "self-distillation method", config.name, path)
-        method = _built(registry.load(entry.method), config.arguments, path)
+        method = _supplied(registry.load(entry.method), config.arguments, path, supplies)
         teacher = config.teacher or (Part(name=entry.teacher) if entry.teacher else None)
         if teacher is not None and (key := teacher.model_dump_json()) not in teachers:
             kind = registry.lookup(registry.TEACHERS, "teacher", teacher.name, (*path, "teacher"))
-            supplied = {name: value for name, value in supplies.items() if name in parameters(kind)}
-            teachers[key] = _built(kind, teacher.arguments, (*path, "teacher"), **supplied)
+            teachers[key] = _supplied(kind, teacher.arguments, (*path, "teacher"), supplies)
         schedule = config.schedule or Part(name=entry.schedule)
         curve: type[Schedule] = registry.lookup(registry.SCHEDULES, "schedule", schedule.name, (*path, "schedule"))
         terms.append(
@@ -149,6 +187,12 @@ def _terms(configs: tuple[TermConfig, ...], supplies: Mapping[str, Any]) -> list
             )
         )
     return terms
+
+
+def _supplied(target: Callable[..., T], arguments: Mapping[str, Any], path: Keys, supplies: Mapping[str, Any]) -> T:
+    """A part with its arguments, and what it asks for of the run that it is part of."""
+    asked = parameters(target)
+    return _built(target, arguments, path, **{name: value for name, value in supplies.items() if name in asked})
 
 
 def _metric_learning(kind: str, part: Part, path: Keys, sizes: Mapping[str, int]) -> Any:

@@ -59,8 +59,9 @@ class Losses(NamedTuple):
     """The losses of one step.
 
     Attributes:
-        total: the scalar to call ``backward()`` on: metric + sum of weights times distillation losses + teachers' own.
-        metric: the metric loss.
+        total: the scalar to call ``backward()`` on: metric loss and distillation losses times their weights, and the
+            teachers' own.
+        metric: the metric loss, unweighted.
         distill: each distillation loss by the name of its term, unweighted; only terms whose weight is not 0.
         teachers: the losses of teachers that are themselves trained, by the name of their first term.
         weights: the weight of every term in this step, 0 included.
@@ -85,9 +86,10 @@ class Objective(nn.Module):
         metric_loss: called as ``metric_loss(embeddings, labels, indices)``.
         terms: the distillation terms.
         miner: called as ``miner(embeddings, labels)``; gives the indices. None: the loss takes all pairs or triplets.
+        metric_weight: factor >= 0 on the metric loss; at 0 it is not computed, and the terms alone train.
 
     Raises:
-        ValueError: if two terms have one name, or one has no teacher and needs it.
+        ValueError: if two terms have one name, one has no teacher and needs it, or for a bad weight.
 
     >>> import torch
     >>> from pytorch_metric_learning.losses import ContrastiveLoss
@@ -114,6 +116,7 @@ class Objective(nn.Module):
         terms: Sequence[Term] = (),
         *,
         miner: Callable[..., object] | None = None,
+        metric_weight: float = 1.0,
     ) -> None:
         super().__init__()
         names = [term.label for term in terms]
@@ -122,7 +125,10 @@ class Objective(nn.Module):
         for term in terms:
             if term.method.teacher_needs and term.teacher is None:
                 raise ValueError(f"{type(term.method).__name__} needs a teacher, got None")
+        if not (math.isfinite(metric_weight) and metric_weight >= 0):
+            raise ValueError(f"metric_weight must be a finite number of at least 0, got {metric_weight!r}")
         self.metric_loss = metric_loss
+        self.metric_weight = metric_weight
         self.miner = miner
         self.terms = tuple(terms)
         self.methods = nn.ModuleDict({term.label: term.method for term in terms})
@@ -135,7 +141,12 @@ class Objective(nn.Module):
 
     def set_extra_state(self, state: dict[str, int]) -> None:
         """Go on from there."""
-        self._progress = (state["epoch"], state["epochs"])
+        self._move(state["epoch"], state["epochs"])
+
+    def _move(self, epoch: int, epochs: int) -> None:
+        self._progress = (epoch, epochs)
+        for term in self.terms:
+            term.method.start_epoch(epoch, epochs)
 
     @property
     def student_needs(self) -> frozenset[Need]:
@@ -149,7 +160,7 @@ class Objective(nn.Module):
         return {term.label: self._weight(term) for term in self.terms}
 
     def _weight(self, term: Term) -> float:
-        if term.teacher is not None and not term.teacher.ready:
+        if term.teacher is not None and not term.teacher.ready and not term.method.supervises:
             return 0.0
         return term.weight * term.schedule(*self._progress)
 
@@ -161,7 +172,7 @@ class Objective(nn.Module):
             epoch: counted from 0.
             epochs: how many there are in all.
         """
-        self._progress = (epoch, epochs)
+        self._move(epoch, epochs)
         for teacher in self._teachers():
             teacher.start_epoch(network, epoch)
 
@@ -175,9 +186,13 @@ class Objective(nn.Module):
             teacher.after_step(network)
 
     def loss_parameters(self) -> list[nn.Parameter]:
-        """The weights of the metric losses, such as proxies: the objective's own and those of its teachers."""
+        """The weights of the metric losses, such as proxies: the objective's own, its methods' and its teachers'."""
         own = list(self.metric_loss.parameters()) if isinstance(self.metric_loss, nn.Module) else []
-        return own + [p for teacher in self._teachers() for p in teacher.loss_parameters()]
+        return (
+            own
+            + list(self.methods.parameters())
+            + [p for teacher in self._teachers() for p in teacher.loss_parameters()]
+        )
 
     def _teachers(self) -> list[Teacher]:
         return list({id(t.teacher): t.teacher for t in self.terms if t.teacher is not None}.values())
@@ -189,6 +204,8 @@ class Objective(nn.Module):
             student: the student's signals of the batch, with at least ``student_needs``.
             batch: images, labels and rows; the images are what the teachers see.
         """
+        if not self.metric_weight:
+            return self.with_terms(student.embeddings.new_zeros(()), student, batch)
         indices = self.miner(student.embeddings, batch.labels) if self.miner is not None else None
         metric = self.metric_loss(student.embeddings, batch.labels, indices)
         return self.with_terms(metric, student, batch)
@@ -199,9 +216,9 @@ class Objective(nn.Module):
         lessons = self._teach(weights, student, batch)
         distill: dict[str, Tensor] = {}
         teachers: dict[str, Tensor] = {}
-        total = metric
+        total = metric if self.metric_weight == 1 else self.metric_weight * metric
         for term in self.terms:
-            lesson = lessons.get(id(term.teacher))
+            lesson = None if term.teacher is None or not term.teacher.ready else lessons.get(id(term.teacher))
             if weights[term.label]:
                 distill[term.label] = _distillation(term.method, lesson, student, batch)
                 total = total + weights[term.label] * distill[term.label]
@@ -218,6 +235,8 @@ class Objective(nn.Module):
         lessons = {}
         for teacher in self._teachers():
             active = [term for term in self.terms if term.teacher is teacher and weights[term.label]]
+            if not teacher.ready and not teacher.every_step:
+                continue
             if active or teacher.every_step:
                 needs = frozenset[Need]().union(*(term.method.teacher_needs for term in active))
                 lessons[id(teacher)] = teacher.teach(batch=batch, student=student, needs=needs)

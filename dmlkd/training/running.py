@@ -17,7 +17,7 @@ from dmlkd.data.preprocessing import Preprocessing, save_transforms
 from dmlkd.errors import ConfigError, Interrupted, TrainingError, UserError
 from dmlkd.export.card import model_card
 from dmlkd.files import write_csv, write_json, write_text
-from dmlkd.models import EmbeddingModel
+from dmlkd.models import ClassifyingModel, EmbeddingModel, save_classes
 from dmlkd.retrieval import Scores
 from dmlkd.training.building import Parts, build
 from dmlkd.training.building_data import build_preprocessing
@@ -26,6 +26,7 @@ from dmlkd.training.folder import LOCK, held, sweep
 from dmlkd.training.measuring import embed_test
 from dmlkd.training.provenance import record, versions
 from dmlkd.training.stopping import Stop
+from dmlkd.training.teachers import CLASSES
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -127,7 +128,7 @@ def _run(config: RunConfig, parts: Parts, out: Path, stop: Stop, *, resumed: boo
     if parts.data.true_labels is not None:
         _record_noise(parts.data, out / "label_noise.csv")
     result = fit(
-        model,
+        parts.student,
         parts.objective,
         parts.data,
         config.train,
@@ -145,7 +146,7 @@ def _run(config: RunConfig, parts: Parts, out: Path, stop: Stop, *, resumed: boo
         if result.best_epoch == result.last_epoch:
             by_epoch["best"] = by_epoch["last"]
         else:
-            result.load_best(model)
+            result.load_best(parts.student)
             by_epoch["best"] = _scores(model, test, config)
     row = result.history[result.last_epoch if result.best_epoch is None else result.best_epoch]
     metrics = {
@@ -160,6 +161,8 @@ def _run(config: RunConfig, parts: Parts, out: Path, stop: Stop, *, resumed: boo
     }
     _save_model(model, out / "model", build_preprocessing(config.data))
     write_text(out / "model" / "README.md", model_card(model, metrics, config.to_yaml()))
+    if isinstance(parts.student, ClassifyingModel):
+        save_classes(parts.student.classes, out / CLASSES)
     write_json(out / "metrics.json", metrics)
     return RunResult(out, metrics, result)
 

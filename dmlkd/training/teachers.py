@@ -5,13 +5,17 @@ from typing import Literal
 
 from dmlkd.distill import FrozenTeacher
 from dmlkd.errors import UserError
-from dmlkd.models import EmbeddingModel
+from dmlkd.models import ClassifyingModel, EmbeddingModel, load_classes
+
+CLASSES = "classes.safetensors"
+"""The class scores of the training classes, in the folder of a run that had them."""
 
 
 def finished_run(
-    network: EmbeddingModel,
+    network: EmbeddingModel | ClassifyingModel,
     *,
     path: Path,
+    classes: int,
     mode: Literal["eval", "train"] = "eval",
     chunk_size: int | None = None,
 ) -> FrozenTeacher:
@@ -19,7 +23,9 @@ def finished_run(
 
     Args:
         network: the student.
-        path: a run folder, or a model folder written by ``save_pretrained``.
+        path: a run folder, or a model folder written by ``save_pretrained``. It gives class scores if it is the folder
+            of a run that had them, of as many classes.
+        classes: C, how many classes the student is trained on.
         mode: "eval" or "train", the mode it runs in.
         chunk_size: how many images it runs on at a time; None: on the whole batch.
 
@@ -27,8 +33,12 @@ def finished_run(
         UserError: if there is no model, or it takes images of another number of channels than the student.
     """
     model = EmbeddingModel.from_pretrained(path)
-    if model.in_channels != network.in_channels:
+    student = network.model if isinstance(network, ClassifyingModel) else network
+    if model.in_channels != student.in_channels:
         raise UserError(
-            f"{path} takes images of {model.in_channels} channels, the student's have {network.in_channels}"
+            f"{path} takes images of {model.in_channels} channels, the student's have {student.in_channels}"
         )
-    return FrozenTeacher(model, mode=mode, chunk_size=chunk_size)
+    scores = load_classes(path / CLASSES) if (path / CLASSES).is_file() else None
+    if scores is None or len(scores.centres()) != classes:
+        return FrozenTeacher(model, mode=mode, chunk_size=chunk_size)
+    return FrozenTeacher(ClassifyingModel(model, scores), mode=mode, chunk_size=chunk_size)

@@ -1,6 +1,7 @@
 """``dmlkd fidelity`` as a user meets it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from dmlkd.data import digits
 from dmlkd.data.transforms import plain
-from dmlkd.models import EmbeddingModel, prepared_by
+from dmlkd.models import ClassHead, EmbeddingModel, load_classes, prepared_by, save_classes
 from dmlkd.retrieval.fidelity import fidelity
 
 NAMES = {"images", "nearest", "neighbours", "spearman", "cka"}
@@ -41,6 +42,24 @@ def test_it_measures_training_and_unseen_classes_of_the_students_run(dmlkd, mode
     assert set(splits["test"]) == NAMES
     for name in NAMES - {"images"}:
         assert splits["test"][name] == pytest.approx(getattr(expected, name), abs=2e-3)
+
+
+def test_runs_with_class_scores_are_compared_by_them_too(dmlkd, models, tmp_path):
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
+    for seed, run in enumerate(("run", "other")):
+        torch.manual_seed(seed)
+        save_classes(ClassHead(dim=8, classes=5), tmp_path / run / "classes.safetensors")
+    found = json.loads(dmlkd("fidelity", "run", "other", "--split", "test", "--json")[1])["splits"]["test"]
+    assert set(found) == NAMES | {"top1", "kl"}
+    pixels = torch.from_numpy(digits().of_split("test").pixels)
+    z = models["run/model"].embed(list(pixels))
+    logits = [load_classes(tmp_path / run / "classes.safetensors")(z)[0] for run in ("run", "other")]
+    expected = fidelity(teacher=z, student=z, teacher_logits=logits[0], student_logits=logits[1])
+    assert (found["top1"], found["kl"]) == (
+        pytest.approx(expected.top1, abs=2e-3),
+        pytest.approx(expected.kl, abs=1e-4),
+    )
+    assert 0 < found["top1"] < 1
 
 
 def test_a_model_agrees_with_itself_and_the_table_says_so(dmlkd, models):

@@ -1,4 +1,4 @@
-"""Every shipped recipe for a metric loss is built and trains for a few steps on its own data."""
+"""Every shipped recipe for a metric loss or a method is built and trains for a few steps on its own data."""
 
 import itertools
 from pathlib import Path
@@ -12,7 +12,9 @@ from dmlkd.training import EmbeddingModule
 from dmlkd.training.building import build
 from dmlkd.training.fitting import optimizer
 
-RECIPES = sorted((Path(__file__).parents[2] / "configs" / "omniglot-small").glob("*.yaml"))
+CONFIGS = Path(__file__).parents[2] / "configs"
+RECIPES = sorted((CONFIGS / "omniglot-small").glob("*.yaml"))
+METHODS = sorted((CONFIGS / "methods").glob("*.yaml"))
 FAMILIES = {
     "contrastive",
     "margin",
@@ -38,34 +40,32 @@ def test_there_is_a_recipe_for_each_family():
     assert {path.stem for path in RECIPES} == FAMILIES
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*RECIPES, *METHODS], ids=lambda path: path.stem)
 def test_a_recipe_trains_for_a_few_steps(path, omniglot):
     config, _ = load_config(path, [f"data.root={omniglot}", "distill.0.schedule=constant", "data.in_memory=false"])
     torch.manual_seed(0)
     parts = build(config)
+    student, objective = parts.student, parts.objective
     before = [p.detach().clone() for p in parts.model.parameters()]
-    loss_weights = [p.detach().clone() for p in parts.objective.loss_parameters()]
+    loss_weights = [p.detach().clone() for p in objective.loss_parameters()]
     module = EmbeddingModule(
-        parts.model,
-        parts.objective,
-        optimizer=optimizer(config.train),
-        epochs=2,
-        metric_loss_lr=config.train.metric_loss_lr,
+        student, objective, optimizer=optimizer(config.train), epochs=2, metric_loss_lr=config.train.metric_loss_lr
     )
     steps = module.configure_optimizers()
     batches = list(itertools.islice(DataLoader(parts.data.train, batch_sampler=parts.sampler), 2))
     for epoch in range(2):
-        parts.objective.start_epoch(parts.model, epoch, 2)
+        objective.start_epoch(student, epoch, 2)
         for batch in batches:
-            losses = parts.objective(parts.model.signals(batch.images, parts.objective.student_needs), batch)
+            losses = objective(student.signals(batch.images, objective.student_needs), batch)
             steps.zero_grad()
             losses.total.backward()
             steps.step()
-            parts.objective.after_step(parts.model)
+            objective.after_step(student)
             assert torch.isfinite(losses.total)
-    assert losses.distill["lsd"] > 0
-    assert all(torch.isfinite(p).all() for p in parts.model.parameters())
+    assert set(losses.distill) == {term.label for term in objective.terms}
+    assert all(loss > 0 for loss in losses.distill.values())
+    assert all(torch.isfinite(p).all() for p in student.parameters())
     assert any(not torch.equal(a, b) for a, b in zip(before, parts.model.parameters(), strict=True))
-    assert all(not torch.equal(a, b) for a, b in zip(loss_weights, parts.objective.loss_parameters(), strict=True))
+    assert all(not torch.equal(a, b) for a, b in zip(loss_weights, objective.loss_parameters(), strict=True))
     own = [g["lr"] for g in steps.param_groups][1:]
     assert own == ([config.train.metric_loss_lr or config.train.lr] if loss_weights else [])

@@ -58,6 +58,9 @@ KINDS = {
         "train.lr_schedule=cosine",
         "train.chunk_size=20",
     ],
+    "class scores of an auxiliary head, partners": [
+        "distill=[{name: cs_kd, weight: 1}, {name: posterior, weight: 1}]",
+    ],
     "snapshot, whole batches": [
         "distill.0.teacher={name: snapshot, every: 3}",
         "data.on_device=true",

@@ -1,0 +1,92 @@
+"""Runs whose terms read class scores: of the metric loss's own weights, of an auxiliary head, of finished runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dmlkd.config import load_config
+from dmlkd.errors import ConfigError
+from dmlkd.models import ClassHead, EmbeddingModel, load_classes
+from dmlkd.training import run
+from dmlkd.training.building import build
+
+ROOT = Path(__file__).parents[2]
+SHORT = [
+    "train.epochs=2",
+    "train.batch_size=48",
+    "data.validation=0.4",
+    "data.image_size=8",
+    "model.backbone_args.width=4",
+    "eval.metrics=[recall@1, map@r]",
+    "miner=null",
+]
+
+
+def configured(*overrides: str):
+    return load_config(ROOT / "configs" / "digits.yaml", [*SHORT, *overrides])[0]
+
+
+def test_an_auxiliary_head_is_trained_beside_a_pair_loss_and_left_out_of_the_model(tmp_path):
+    result = run(configured("distill=[{name: cs_kd, weight: 1}]", "metric_loss=ContrastiveLoss"), tmp_path / "run")
+    history = result.fit.history
+    assert history[-1]["train/classes"] < history[0]["train/classes"]
+    assert history[-1]["weight/cs_kd"] == 1
+    classes = load_classes(tmp_path / "run" / "classes.safetensors")
+    assert classes.centres().shape == (
+        json.loads((tmp_path / "run/metrics.json").read_text())["data"]["train"]["classes"],
+        1,
+        64,
+    )
+    assert not any("classes" in name for name, _ in EmbeddingModel.from_pretrained(tmp_path / "run").named_parameters())
+
+
+def test_a_finished_run_teaches_its_class_scores_to_another_network(tmp_path):
+    softmax = "metric_loss={name: NormalizedSoftmaxLoss, temperature: 0.1}"
+    run(configured("distill=[{name: cs_kd, weight: 1}]", softmax), tmp_path / "first")
+    teacher = f"{{name: finished_run, path: {tmp_path / 'first'}}}"
+    again = configured(f"distill=[{{name: posterior, weight: 1, teacher: {teacher}}}]", softmax, "model.dim=16")
+    parts = build(again)
+    network = parts.objective.terms[0].teacher.network
+    expected = load_classes(tmp_path / "first" / "classes.safetensors").centres()
+    assert torch.equal(network.classes.centres(), expected)
+    assert run(again, tmp_path / "second").fit.history[-1]["train/posterior"] > 0
+
+
+def test_a_run_without_class_scores_cannot_teach_them(tmp_path):
+    run(configured("distill=[]"), tmp_path / "first")
+    teacher = f"{{name: finished_run, path: {tmp_path / 'first'}}}"
+    with pytest.raises(ConfigError, match="PosteriorDistillation needs its teacher's logits"):
+        build(configured(f"distill=[{{name: posterior, weight: 1, teacher: {teacher}}}]"))
+
+
+def test_the_losses_own_classes_are_taken_unless_a_head_is_asked_for():
+    softmax = ["metric_loss=NormalizedSoftmaxLoss", "distill=[{name: cs_kd, weight: 1}]"]
+    own, head = build(configured(*softmax)), build(configured(*softmax, "classes={scale: 9, subclasses: 3}"))
+    assert own.student.classes.loss is own.objective.metric_loss
+    assert [term.label for term in own.objective.terms] == ["cs_kd"]
+    assert isinstance(head.student.classes, ClassHead)
+    assert head.student.classes.centres().shape[1] == 3
+    assert [term.label for term in head.objective.terms] == ["cs_kd", "classes"]
+
+
+def test_the_metric_loss_can_be_left_out():
+    parts = build(configured("metric_weight=0", "distill=[{name: cross_entropy, weight: 2}]"))
+    batch = next(iter(torch.utils.data.DataLoader(parts.data.train, batch_sampler=parts.sampler)))
+    losses = parts.objective(parts.student.signals(batch.images, parts.objective.student_needs), batch)
+    assert losses.metric == 0
+    assert losses.total == 2 * losses.distill["cross_entropy"]
+
+
+WRONG = {
+    "classes that nothing reads": (["classes={scale: 2}"], "no term of distill reads class scores"),
+    "no scale": (["classes={scale: 0}"], "greater than 0"),
+    "negative weight": (["metric_weight=-1"], "greater than or equal to 0"),
+}
+
+
+@pytest.mark.parametrize(("overrides", "message"), WRONG.values(), ids=WRONG)
+def test_a_bad_section_is_refused(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        build(configured(*overrides))
