@@ -28,8 +28,8 @@ from dmlkd.distill.closed_form import (
 )
 from dmlkd.retrieval import evaluate
 
-ROUNDS = 10
-SHOWN = (2, 3, 5, 10)
+SHOWN = (2, 5, 10)
+CONSTRAINED = (1, 2, 3, 5)
 ARMS: dict[str, dict[str, float]] = {
     "ridge 0.1, labels dropped": {"ridge": 0.1},
     "ridge 0.1, half labels": {"ridge": 0.1, "label_weight": 0.5},
@@ -37,7 +37,15 @@ ARMS: dict[str, dict[str, float]] = {
     "ridge 1, half labels": {"ridge": 1.0, "label_weight": 0.5},
     "constraint, labels dropped": {"share": 0.05},
 }
-ALONE = (0.1, 0.2, 1.0, 2.0, 10.0)  # ridges of a single fit: 0.2 and 2 are the limits of the two arms with labels
+ALONE = (
+    0.1,
+    0.2,
+    1.0,
+    2.0,
+    10.0,
+    30.0,
+    100.0,
+)  # ridges of a single fit: 0.2 and 2 are the limits of the two arms with labels
 NOISES = (0.0, 0.3)
 
 
@@ -68,7 +76,16 @@ def main() -> None:
     found["seconds"] = time.perf_counter() - started
     print(f"{found['seconds']:.0f} s")
     if options.out:
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
+        options.out.write_text(json.dumps(rounded(found), indent=1) + "\n")
+
+
+def rounded(value: Any) -> Any:
+    """Floats with six digits, whatever they are in."""
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [rounded(inner) for inner in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def exactness() -> float:
@@ -183,32 +200,31 @@ def fits(basis: Spectrum, projected: np.ndarray) -> Iterator[tuple[str, Rounds]]
         numbers = dict(arguments)
         if "share" in numbers:
             numbers["tolerance"] = numbers.pop("share") * float((projected**2).sum()) / len(projected)
-        for count in (1, *SHOWN) if "tolerance" in numbers else SHOWN:
+        for count in CONSTRAINED if "tolerance" in numbers else SHOWN:
             done = closed_form_rounds(basis.values, projected, rounds=count, **numbers)  # type: ignore[arg-type]
             if done.collapsed is None:
                 yield f"{name}/{count}", done
 
 
 def show(name: str, per_seed: list[dict[str, dict[str, float]]]) -> None:
-    """Single fits, then each round less the single fit it began with, with a paired 95 % interval over the seeds."""
+    """Single fits, and rounds less the single fit that each arm begins with, with paired 95 % intervals over seeds."""
     raw = 100 * np.mean([seed["features"]["map@r"] for seed in per_seed])
     print(f"\n{name}: features themselves MAP@R {raw:.2f}\n")
-    print("| labels wrong | fit | accuracy, seen | MAP@R, unseen |\n|---|---|---|---|")
-    for key in [key for key in per_seed[0] if all(key in seed for seed in per_seed)]:
-        if key == "features":
-            continue
-        noise, _, fit = key.partition("/")
+    columns = [(noise, metric) for noise in NOISES for metric in ("accuracy", "map@r")]
+    print(f"| fit | {' | '.join(f'{metric}, {100 * noise:.0f} % wrong' for noise, metric in columns)} |")
+    print("|---" * (len(columns) + 1) + "|")
+    for fit in dict.fromkeys(key.partition("/")[2] for seed in per_seed for key in seed if key != "features"):
         arm, _, count = fit.partition("/")
-        begun = arm + "/1" if arm.startswith("constraint") else arm.split(",")[0]
-        first = f"{noise}/{begun}" if count else key
-        cells = []
-        for metric in ("accuracy", "map@r"):
-            values = np.array([100 * seed[key][metric] for seed in per_seed])
-            cells.append(f"{values.mean():.2f}")
-            if key != first:
-                cells[-1] = interval(values - np.array([100 * seed[first][metric] for seed in per_seed]))
-        label = f"{arm}, round {count}" if count else arm
-        print(f"| {100 * float(noise):.0f} % | {label} | {cells[0]} | {cells[1]} |")
+        first = arm.split(",")[0] if arm.startswith("ridge") else f"{arm}/1"
+        cells = [cell(per_seed, f"{noise:g}/{fit}", f"{noise:g}/{first}", metric) for noise, metric in columns]
+        print(f"| {arm}{f', round {count}' if count else ''} | {' | '.join(cells)} |")
+
+
+def cell(per_seed: list[dict[str, dict[str, float]]], key: str, first: str, metric: str) -> str:
+    if not all(key in seed for seed in per_seed):
+        return "collapsed"
+    values, begun = (np.array([100 * seed[name][metric] for seed in per_seed]) for name in (key, first))
+    return f"{values.mean():.2f}" if key == first else interval(values - begun)
 
 
 def interval(differences: np.ndarray) -> str:
