@@ -12,6 +12,7 @@ from dmlkd.cli.data import app as data
 from dmlkd.cli.embed import embed
 from dmlkd.cli.evaluate import evaluate
 from dmlkd.cli.export import export
+from dmlkd.cli.fidelity import fidelity
 from dmlkd.cli.index import index
 from dmlkd.cli.train import train
 from dmlkd.errors import Interrupted, UserError
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("compare")(compare)
+app.command("fidelity")(fidelity)
 app.command("embed")(embed)
 app.command("export")(export)
 app.add_typer(index, name="index")

@@ -2,30 +2,32 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import typer
 
+from dmlkd.cli.inputs import (
+    DataOption,
+    ModelOption,
+    RootOption,
+    RunOption,
+    SetOption,
+    SplitOption,
+    load,
+    rows_of,
+    wanted_images,
+)
 from dmlkd.errors import UserError
-
-if TYPE_CHECKING:
-    from dmlkd.export import ImageRows
-    from dmlkd.models import EmbeddingModel
 
 
 def embed(
     out: Annotated[Path, typer.Option(help="Folder for shards, or a file: .safetensors, .parquet, .npy or .npz.")],
-    run: Annotated[Path | None, typer.Option(help="Run folder of a finished training run.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Folder of a saved model, or a name on the Hugging Face hub.")
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Folder of images, or a .csv or .parquet table. [default: the test images of the run]"),
-    ] = None,
-    root: Annotated[
-        Path | None, typer.Option(help="What the paths of a table start from. [default: its folder]")
-    ] = None,
+    run: RunOption = None,
+    model: ModelOption = None,
+    data: DataOption = None,
+    root: RootOption = None,
+    options: SetOption = None,
+    split: SplitOption = None,
     files: Annotated[str | None, typer.Option("--format", help="Of shards: parquet, safetensors, npy or npz.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, float16 or int8.")] = "float32",
     dim: Annotated[int | None, typer.Option(help="Keep so many dimensions, scaled to unit length again.")] = None,
@@ -45,8 +47,9 @@ def embed(
         from dmlkd.errors import suggestion
 
         raise UserError(f"unknown engine {engine!r}{suggestion(engine, ('local', 'ray'))}")
-    found = load(run, model, transform=transform, image_size=image_size)
-    rows = rows_of(found, data, root)
+    wanted = wanted_images(data, root, options, split)
+    found = load(run, model, transform=transform, image_size=image_size, wanted=wanted)
+    rows = rows_of(found, wanted)
     from dmlkd.export import embed_to
 
     asked: dict[str, Any] = {
@@ -67,72 +70,6 @@ def embed(
         complete = embed_to(found.model, rows, out, workers=workers, device=device or _device(), share=share, **asked)
     if complete:
         print(f"{len(rows)} embeddings: {out}")
-
-
-class Loaded(NamedTuple):
-    """A model that is ready to embed.
-
-    Attributes:
-        model: it.
-        folder: where it is.
-        run: the run folder it is from, if it is from one.
-        described: how its images are prepared, in words.
-    """
-
-    model: "EmbeddingModel"
-    folder: Path
-    run: Path | None
-    described: str
-
-
-def load(run: Path | None, model: str | None, *, transform: str = "plain", image_size: int | None = None) -> Loaded:
-    """Load the model that --run or --model names.
-
-    Raises:
-        UserError: if not one of them is given, it cannot be read, or nothing says how its images are prepared.
-    """
-    if (run is None) == (model is None):
-        raise UserError("give either --run or --model")
-    if run is not None and not (run / "model").is_dir():
-        raise UserError(
-            f"{run} is not a finished run: it has no model" if run.is_dir() else f"run folder {run} does not exist"
-        )
-    from dmlkd import registry
-    from dmlkd.models import EmbeddingModel, prepared_by
-    from dmlkd.models.saved import model_folder
-
-    assert run is not None or model is not None
-    folder = model_folder(run if run is not None else str(model))
-    loaded = EmbeddingModel.from_pretrained(folder)
-    if image_size is not None:
-        if loaded.preparation is not None:
-            raise UserError(f"{folder} says how its images are prepared: leave out --image-size")
-        make = registry.lookup(registry.TRANSFORMS, "transform", transform, ("--transform",))
-        loaded.preparation = prepared_by(make, image_size=image_size, channels=loaded.in_channels)
-    if loaded.preparation is None:
-        raise UserError(f"{folder} does not say how its images are prepared: give --image-size, and --transform")
-    return Loaded(loaded, folder, run, loaded.preparation.description)
-
-
-def rows_of(found: Loaded, data: Path | None, root: Path | None) -> "ImageRows":
-    """The images of a folder or table, or the test images of the model's run.
-
-    Raises:
-        UserError: if they are not there, or there is neither.
-    """
-    from dmlkd.export import ImageRows, read_table
-
-    if data is not None:
-        table, ids, labelled = read_table(data, root=root)
-        assert found.model.preparation is not None
-        return ImageRows(found.model.preparation.dataset(table), ids=ids, labelled=labelled)
-    if found.run is None:
-        raise UserError("--model needs --data: a folder of images or a table")
-    from dmlkd.config import load_config
-    from dmlkd.training.building_data import build_test_data
-
-    config, _ = load_config(found.run / "config.yaml")
-    return ImageRows(build_test_data(config.data))
 
 
 def _device() -> str:

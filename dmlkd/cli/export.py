@@ -5,6 +5,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dmlkd.cli.inputs import (
+    DataOption,
+    ModelOption,
+    RootOption,
+    RunOption,
+    SetOption,
+    SplitOption,
+    load,
+    rows_of,
+    wanted_images,
+)
 from dmlkd.errors import UserError, suggestion
 
 if TYPE_CHECKING:
@@ -22,16 +33,12 @@ def export(
     files: Annotated[
         str, typer.Option("--format", help="onnx, torch (torch.export) or int8 (ONNX of 8 bits).")
     ] = "onnx",
-    run: Annotated[Path | None, typer.Option(help="Run folder of a finished training run.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Folder of a saved model, or a name on the Hugging Face hub.")
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Images to check with: a folder or table. [default: the test images of the run]")
-    ] = None,
-    root: Annotated[
-        Path | None, typer.Option(help="What the paths of a table start from. [default: its folder]")
-    ] = None,
+    run: RunOption = None,
+    model: ModelOption = None,
+    data: DataOption = None,
+    root: RootOption = None,
+    options: SetOption = None,
+    split: SplitOption = None,
     preprocess: Annotated[
         bool, typer.Option("--preprocess", help="Put scaling and normalising inside: images as bytes in.")
     ] = False,
@@ -43,10 +50,9 @@ def export(
         raise UserError(f"unknown format {files!r}{suggestion(files, _ENDINGS)}")
     if out.suffix != _ENDINGS[files]:
         raise UserError(f"{out} must end in {_ENDINGS[files]}")
-    from dmlkd.cli.embed import load, rows_of
-
-    loaded = load(run, model, image_size=image_size)
-    rows = rows_of(loaded, data, root)
+    wanted = wanted_images(data, root, options, split)
+    loaded = load(run, model, image_size=image_size, wanted=wanted)
+    rows = rows_of(loaded, wanted)
     from dmlkd.export import formats
 
     network: torch.nn.Module = loaded.model

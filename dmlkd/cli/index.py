@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dmlkd.cli.inputs import RootOption, SetOption, SplitOption, Wanted, load, rows_of, wanted_images
 from dmlkd.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,7 +49,12 @@ def build(
 def search(
     folders: Annotated[list[Path], typer.Argument(metavar="INDEX...", help="Index folder; several: its shards.")],
     image: Annotated[list[Path] | None, typer.Option(help="Picture to search with; repeatable.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder or table of pictures to search with.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Folder, table or data set (its test images) to search with.")
+    ] = None,
+    root: RootOption = None,
+    options: SetOption = None,
+    split: SplitOption = None,
     embeddings: Annotated[Path | None, typer.Option(help="File or folder of embeddings to search with.")] = None,
     run: Annotated[Path | None, typer.Option(help="Run folder whose model embeds the pictures.")] = None,
     model: Annotated[str | None, typer.Option(help="Model folder or hub name that embeds the pictures.")] = None,
@@ -71,14 +77,15 @@ def search(
     from dmlkd.retrieval.sharded import ShardedIndex
 
     opened = ShardedIndex(folders, search=parameters)
-    names, queries, made_by = _queries(image, data, embeddings, run, model, image_size)
+    wanted = wanted_images(data, root, options, split)
+    names, queries, made_by = _queries(image, wanted, embeddings, run, model, image_size)
     found = opened.search(queries, k, model=made_by)
     _show(names, found, out, json=json)
 
 
 def _queries(
     image: list[Path] | None,
-    data: Path | None,
+    wanted: Wanted,
     embeddings: Path | None,
     run: Path | None,
     model: str | None,
@@ -91,15 +98,14 @@ def _queries(
         read = read_embeddings(embeddings)
         ids = range(len(read.embeddings)) if read.ids is None else read.ids.tolist()
         return [str(name) for name in ids], read.embeddings, read.model
-    from dmlkd.cli.embed import load, rows_of
     from dmlkd.models import fingerprint
 
-    loaded = load(run, model, image_size=image_size)
+    loaded = load(run, model, image_size=image_size, wanted=wanted)
     if image:
         return [str(path) for path in image], loaded.model.embed(image), fingerprint(loaded.model)
     import torch
 
-    rows = rows_of(loaded, data, None)
+    rows = rows_of(loaded, wanted)
     parts = [
         loaded.model.embed(rows.images(range(start, min(start + 256, len(rows))))) for start in range(0, len(rows), 256)
     ]

@@ -15,8 +15,9 @@ from dmlkd.data.splits import split_by_class
 from dmlkd.data.table import ROLES, SPLITS, ImageTable, strings
 from dmlkd.errors import DataError
 
-_TEXT = ("path", "split", "role", "domain", "class_name")
+_TEXT = ("path", "id", "split", "role", "domain", "class_name")
 _BOX = ("x", "y", "w", "h")
+_KNOWN = (*_TEXT, "label", *_BOX)
 _CHUNK = 65536
 
 
@@ -47,20 +48,53 @@ def table_file(
     """
     check_path(file)
     source = root / file
-    columns = read_columns(source, text=_TEXT, others=("label", *_BOX), required=("path", "label"))
+    columns = read_columns(source, required=("path", "label"))
+    labels, names = label_column(columns, source)
+    split = None
+    if "split" in columns:
+        if train_classes:
+            raise DataError(f"{source}: it has a column split: train_classes does not go with it")
+    else:
+        try:
+            split = split_by_class(labels, names, train_classes=train_classes, train_fraction=train_fraction)
+        except DataError as error:
+            raise DataError(f"{source}: {error}") from None
+    return table_of(columns, source, labels, names, root=root, archive=archive, split=split)
+
+
+def table_of(
+    columns: dict[str, Any],
+    source: Path,
+    labels: NDArray[np.int64],
+    names: NDArray[np.str_],
+    *,
+    root: Path,
+    archive: str | None = None,
+    split: NDArray[np.str_] | None = None,
+) -> ImageTable:
+    """The images that the rows of a file name.
+
+    Args:
+        columns: of :func:`read_columns`.
+        source: the file, for errors.
+        labels: (N,) class ids.
+        names: (C,) names of the classes.
+        root: the folder that the paths start from.
+        archive: a zip below ``root`` that the paths are in.
+        split: (N,) of each row, where there is no column ``split``.
+
+    Raises:
+        DataError: naming the file, the row and the value that is wrong.
+    """
     paths = text_column(columns["path"], source)
     if archive is not None:
         check_path(archive)
         paths = np.strings.add(strings([archive + SEPARATOR]), paths)
-    labels, names = label_column(columns, source)
     try:
         check_paths(paths)
         if "split" in columns:
-            if train_classes:
-                raise DataError("it has a column split: train_classes does not go with it")
             split = _of(text_column(columns["split"], source), SPLITS, "split")
-        else:
-            split = split_by_class(labels, names, train_classes=train_classes, train_fraction=train_fraction)
+        assert split is not None
         return ImageTable(
             paths,
             labels,
@@ -75,30 +109,25 @@ def table_file(
         raise DataError(f"{source}: {error}") from None
 
 
-def read_columns(
-    source: Path, *, text: tuple[str, ...], others: tuple[str, ...], required: tuple[str, ...]
-) -> dict[str, Any]:
-    """The known columns of a CSV or Parquet file, as Arrow columns.
+def read_columns(source: Path, *, required: tuple[str, ...]) -> dict[str, Any]:
+    """The known columns of a CSV or Parquet file, as Arrow columns; of a CSV file all but labels and boxes as text.
 
     Args:
         source: the file.
-        text: columns that are read as text whatever they look like.
-        others: columns of whatever type they have.
-        required: of these, those that must be there.
+        required: those that must be there.
 
     Raises:
         DataError: if it cannot be read, has no rows, or lacks a column.
     """
-    known = (*text, *others)
     try:
         if source.suffix == ".csv":
             options = pyarrow.csv.ConvertOptions(
-                column_types={name: pa.string() for name in text}, strings_can_be_null=False, null_values=[""]
+                column_types={name: pa.string() for name in _TEXT}, strings_can_be_null=False, null_values=[""]
             )
             read = pyarrow.csv.read_csv(source, convert_options=options)
         elif source.suffix == ".parquet":
             there = set(pyarrow.parquet.read_schema(source).names)
-            read = pyarrow.parquet.read_table(source, columns=[name for name in known if name in there])
+            read = pyarrow.parquet.read_table(source, columns=[name for name in _KNOWN if name in there])
         else:
             raise DataError(f"{source}: a table must be .csv or .parquet")
     except FileNotFoundError:
@@ -110,7 +139,7 @@ def read_columns(
             raise DataError(f"{source}: column {name} is missing, found {', '.join(map(str, read.column_names))[:200]}")
     if not len(read):
         raise DataError(f"{source}: has no rows")
-    return {name: read[name] for name in known if name in read.column_names}
+    return {name: read[name] for name in _KNOWN if name in read.column_names}
 
 
 def label_column(columns: dict[str, Any], source: Path) -> tuple[NDArray[np.int64], NDArray[np.str_]]:

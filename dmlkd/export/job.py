@@ -33,7 +33,7 @@ class Job:
 
     Attributes:
         rows: N.
-        rows_sha256: of ids, paths and labels.
+        rows_sha256: of ids, paths, labels and names of classes.
         labels: whether there are labels.
         model: the fingerprint of the network.
         transform: how images are prepared, in words.
@@ -194,14 +194,15 @@ def _record(path: Path) -> dict[str, Any] | None:
 
 
 def digest(rows: Rows) -> tuple[str, bool]:
-    """SHA-256 of ids, paths and labels, and whether there are labels."""
+    """SHA-256 of ids, paths, labels and names of classes, and whether there are labels."""
     made = hashlib.sha256()
     labelled = False
     for start in range(0, len(rows), _DIGESTED):
         who = rows.identities(start, min(start + _DIGESTED, len(rows)))
         labelled = who.labels is not None
         labels = who.labels.tolist() if who.labels is not None else None
-        made.update(json.dumps([list(who.ids), list(who.paths), labels]).encode())
+        names = list(who.class_names) if who.class_names is not None else None
+        made.update(json.dumps([list(who.ids), list(who.paths), labels, names]).encode())
     return made.hexdigest(), labelled
 
 

@@ -66,7 +66,7 @@ def write_shard(stem: Path, kind: FileFormat, encoded: Encoded, who: Identities)
         stem: path without the ending.
         kind: "safetensors", "parquet", "npy" or "npz".
         encoded: the embeddings.
-        who: ids, paths and labels.
+        who: ids, paths, labels and names of classes.
 
     Returns:
         What was written.
@@ -84,7 +84,9 @@ def write_shard(stem: Path, kind: FileFormat, encoded: Encoded, who: Identities)
             if encoded.scale is not None:
                 arrays["scale"] = encoded.scale
             if kind == "npz":
-                np.savez(temporary, **arrays, ids=np.array(who.ids, "U"), paths=np.array(who.paths, "U"))  # type: ignore[arg-type]
+                texts = {"ids": who.ids, "paths": who.paths, "class_names": who.class_names}
+                arrays |= {name: np.array(values, "U") for name, values in texts.items() if values is not None}
+                np.savez(temporary, **arrays)  # type: ignore[arg-type]
             else:
                 save_file(arrays, temporary)
     for rest in files[1:]:
@@ -99,14 +101,20 @@ def _write_parquet(
     columns: dict[str, Any] = {"id": pa.array(who.ids, pa.string()), "path": pa.array(who.paths, pa.string())}
     if who.labels is not None:
         columns["label"] = pa.array(who.labels)
+    if who.class_names is not None:
+        columns["class_name"] = pa.array(who.class_names, pa.string())
     if embeddings is not None:
         flat = np.ascontiguousarray(embeddings).reshape(-1)
         columns["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(flat), embeddings.shape[1])
     if scale is not None:
         columns["scale"] = pa.array(scale)
-    # Floats of embeddings are as good as random: neither a dictionary nor compression makes them smaller.
-    small = {name: "zstd" for name in ("id", "path", "label") if name in columns}
-    pq.write_table(pa.table(columns), path, compression=small, use_dictionary=False)
+    # Floats of embeddings are as good as random: neither a dictionary nor compression makes them smaller. Integers of
+    # 8 bits Parquet stores as 32; in a dictionary they are 8 again.
+    small = {name: "zstd" for name in ("id", "path", "label", "class_name") if name in columns}
+    repeated = ["class_name"] if "class_name" in columns else []
+    if embeddings is not None and embeddings.dtype == np.int8:
+        repeated.append("embedding.list.element")
+    pq.write_table(pa.table(columns), path, compression=small, use_dictionary=repeated)
 
 
 def checksum(path: Path) -> dict[str, Any]:

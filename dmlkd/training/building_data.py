@@ -112,6 +112,36 @@ def build_test_data(config: DataConfig, preprocessing: Preprocessing | None = No
     return _source(config, preprocessing).test()
 
 
+class NamedImages(NamedTuple):
+    """Images prepared as for testing.
+
+    Attributes:
+        images: in row order.
+        class_names: aligned with ``np.unique(images.labels)``.
+    """
+
+    images: ImageDataset
+    class_names: NDArray[np.str_]
+
+
+def build_images(config: DataConfig, *, split: str, preprocessing: Preprocessing | None = None) -> NamedImages:
+    """Read the images of one split or all, labelled as the data set has them, whatever a run trains or tests on.
+
+    Args:
+        config: which data set; classes may be both trained and tested on.
+        split: "train" (with the classes that a run would hold out for validation), "val", "test" or "all".
+        preprocessing: how a saved model's images are prepared; None: as the configuration says.
+
+    Raises:
+        DataError: if the images are not there, or none is of the split.
+    """
+    source = _source(config.model_copy(update={"seen_classes": True}), preprocessing)
+    rows = source.table if split == "all" else source.table.of_split(split)
+    if not len(rows):
+        raise DataError(f"{config.name} has no images of the split {split!r}")
+    return NamedImages(source.dataset(rows), rows.class_names)
+
+
 def build_preprocessing(config: DataConfig) -> Preprocessing:
     """How the images of a configuration are prepared."""
     entry = registry.lookup(registry.DATA, "data set", config.name, ("data", "name"))

@@ -16,9 +16,10 @@ from export_cases import image_tree, saved, small_model
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmlkd.errors import UserError
+from dmlkd.errors import DataError, UserError
 from dmlkd.export import ImageRows, embed_to, read_table
-from dmlkd.export.shards import encode
+from dmlkd.export.rows import Identities
+from dmlkd.export.shards import encode, write_shard
 from dmlkd.models import fingerprint
 from dmlkd.retrieval.files import read_embeddings, read_shards
 
@@ -28,8 +29,8 @@ def tree(tmp_path):
     """A model, its rows and what the embeddings should be."""
     listed = image_tree(tmp_path / "images")
     model = small_model()
-    table, ids, labelled = read_table(tmp_path / "images" / "table.csv")
-    rows = ImageRows(model.preparation.dataset(table), ids=ids, labelled=labelled)
+    table, ids, _ = read_table(tmp_path / "images" / "table.csv")
+    rows = ImageRows(model.preparation.dataset(table), ids=ids)
     z = model.embed([tmp_path / "images" / row["path"] for row in listed]).numpy()
     return model, rows, z, listed
 
@@ -75,6 +76,44 @@ def test_parquet_has_the_columns_that_databases_take(tmp_path, tree):
     assert table["path"].to_pylist() == [row["path"] for row in listed]
 
 
+@pytest.mark.parametrize("files", ["parquet", "safetensors", "npy", "npz"])
+def test_names_of_classes_stand_beside_their_labels(tmp_path, tree, files):
+    model, _, _, listed = tree
+    table = read_table(tmp_path / "images").rows(model.preparation.dataset)
+    embed_to(model, table, tmp_path / f"e.{files}")
+    if files == "npz":
+        found = np.load(tmp_path / "e.npz")
+        labels, names = found["labels"].tolist(), found["class_names"].tolist()
+    else:
+        rows = pq.read_table(tmp_path / ("e.parquet" if files == "parquet" else f"e.{files}.rows.parquet"))
+        labels, names = rows["label"].to_pylist(), rows["class_name"].to_pylist()
+    assert labels == sorted(row["label"] for row in listed)
+    assert names == [f"class{label}" for label in labels]
+
+
+def test_parquet_holds_8_bits_in_about_8(tmp_path):
+    z = np.random.default_rng(0).standard_normal((5000, 64)).astype(np.float32)
+    encoded = encode(z, "int8")
+    names = [str(n) for n in range(len(z))]
+    (file,) = write_shard(tmp_path / "e", "parquet", encoded, Identities(names, names, None))
+    np.testing.assert_array_equal(read_embeddings(file).embeddings, encoded.embeddings * encoded.scale[:, None])
+    assert file.stat().st_size < 1.2 * z.size + 20 * len(z)
+
+
+def test_a_table_is_read_by_its_split_with_what_the_other_columns_say(tmp_path):
+    lines = ["path,id,label,class_name,split,x,y,w,h", "a.png,A,7,seven,test,0,0,2,2", "b.png,B,3,three,train,1,1,2,3"]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    assert len(read_table(tmp_path / "t.csv").table) == 2
+    table, ids, labelled = read_table(tmp_path / "t.csv", split="train")
+    assert (table.paths.tolist(), ids.tolist(), table.labels.tolist()) == (["b.png"], ["B"], [3])
+    assert (table.class_names.tolist(), table.boxes.tolist(), labelled) == (["three"], [[1, 1, 2, 3]], True)
+    with pytest.raises(DataError, match="has no rows of the split 'val'"):
+        read_table(tmp_path / "t.csv", split="val")
+    (tmp_path / "t.csv").write_text("path\na.png\n")
+    with pytest.raises(DataError, match="has no column split"):
+        read_table(tmp_path / "t.csv", split="test")
+
+
 def test_pyarrow_reads_a_folder_of_shards_in_order(tmp_path, tree):
     model, rows, _, listed = tree
     embed_to(model, rows, tmp_path / "out", shard_rows=4)
@@ -84,8 +123,8 @@ def test_pyarrow_reads_a_folder_of_shards_in_order(tmp_path, tree):
 def test_rows_without_labels_have_no_label_column(tmp_path):
     image_tree(tmp_path / "images", count=4, labelled=False)
     model = small_model()
-    table, ids, labelled = read_table(tmp_path / "images" / "table.csv")
-    embed_to(model, ImageRows(model.preparation.dataset(table), ids=ids, labelled=labelled), tmp_path / "e.parquet")
+    rows = read_table(tmp_path / "images" / "table.csv").rows(model.preparation.dataset)
+    embed_to(model, rows, tmp_path / "e.parquet")
     assert pq.read_table(tmp_path / "e.parquet").column_names == ["id", "path", "embedding"]
 
 

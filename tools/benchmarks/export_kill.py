@@ -28,8 +28,10 @@ def main() -> None:
         prepare(folder, options.images)
         whole = begun(folder, "whole")
         started = time.perf_counter()
-        assert whole.wait() == 0
+        while whole.poll() is None and not (folder / "whole" / "_manifest.json").exists():
+            time.sleep(0.001)
         seconds = time.perf_counter() - started
+        assert whole.wait() == 0
         expected = contents(folder / "whole")
         rows = []
         for kill in range(options.kills):
@@ -39,7 +41,7 @@ def main() -> None:
             time.sleep(moment)
             process.send_signal(signal.SIGKILL)
             killed = process.wait() == -signal.SIGKILL
-            there = len(list((folder / out).glob("*.done.json")))
+            there = len(list((folder / out).glob("part-*.parquet")))
             subprocess.run(command(folder, out), check=True, stdout=subprocess.DEVNULL)
             row = {"killed after s": moment, "killed": killed, "shards kept": there}
             rows.append({**row, "identical": contents(folder / out) == expected})

@@ -15,8 +15,23 @@ from pathlib import Path
 import numpy as np
 
 
-def made_up(rows: int, dims: int, classes: int, *, largest: int, noise: float, seed: int, ordered: bool = False):
-    """Unit float32 rows around random class centres, classes of 2 to ``largest`` rows, in random order."""
+def made_up(
+    rows: int,
+    dims: int,
+    classes: int,
+    *,
+    largest: int,
+    noise: float,
+    seed: int,
+    ordered: bool = False,
+    groups: int = 0,
+    apart: float = 1.0,
+):
+    """Unit float32 rows around random class centres, classes of 2 to ``largest`` rows, in random order.
+
+    With ``groups`` the class centres lie around so many centres of their own, ``apart`` from them in each dimension: a
+    mixture of Gaussians in two levels, the coarser of which an index can use.
+    """
     rng = np.random.default_rng(seed)
     sizes = np.full(classes, 2)
     while (missing := rows - sizes.sum()) > 0:
@@ -26,6 +41,9 @@ def made_up(rows: int, dims: int, classes: int, *, largest: int, noise: float, s
     if not ordered:
         rng.shuffle(labels)
     centres = rng.standard_normal((classes, dims), dtype=np.float32)
+    if groups:
+        coarse = rng.standard_normal((groups, dims), dtype=np.float32)
+        centres = coarse[rng.integers(groups, size=classes)] + apart * centres
     z = np.empty((rows, dims), np.float32)
     for start in range(0, rows, 8192):
         part = labels[start : start + 8192]

@@ -1,6 +1,9 @@
 """Index folders of 1,000,000 x 128: time to build, bytes, queries a second, recall@10 beside the flat index.
 
 python tools/benchmarks/index_kinds.py [--rows 1000000] [--queries 1000] [--only flat,IVF] [--out result.json]
+
+The rows are a mixture of Gaussians in two levels: a group for each thousand rows, and in it a hundred classes of ten
+rows on average.
 """
 
 import json
@@ -28,7 +31,8 @@ def main() -> None:
     if options.task:
         print(json.dumps(task(Path(options.folder), **json.loads(options.arguments))))
         return
-    z, _ = made_up(options.rows + options.queries, 128, options.rows // 10, largest=20, noise=1.4, seed=options.seed)
+    count, groups = options.rows + options.queries, max(1, options.rows // 1000)
+    z, _ = made_up(count, 128, options.rows // 10, largest=20, noise=0.7, seed=options.seed, groups=groups, apart=0.7)
     arrays = {"rows": z[: options.rows], "queries": z[options.rows :]}
     rows, exact = [], None
     for name, (factory, search) in KINDS.items():
