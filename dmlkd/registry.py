@@ -59,6 +59,7 @@ METHODS = {
 TEACHERS = {
     "finished_run": "dmlkd.training.teachers:finished_run",
     "moving_average": "dmlkd.distill:MovingAverageTeacher",
+    "out_of_fold": "dmlkd.training.teachers:out_of_fold",
     "previous_epoch": "dmlkd.distill:PreviousEpochTeacher",
     "remembered": "dmlkd.distill:RememberedTeacher",
     "snapshot": "dmlkd.distill:SnapshotTeacher",

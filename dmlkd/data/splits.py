@@ -40,6 +40,8 @@ class DataSplits:
         true_labels: (N,) labels of the training images before noise; None: there is no noise.
         skipped: images that could not be read and were left out.
         on_device: what is done to a whole training batch (B, C, H, W) on the device; None: nothing, ``train`` does it.
+        trained: (M,) ascending rows of ``train`` that batches are drawn from, where a run sees a part of it; rows and
+            targets stay those of the whole. None: all.
     """
 
     train: ImageDataset
@@ -48,19 +50,26 @@ class DataSplits:
     true_labels: NDArray[np.int64] | None = None
     skipped: tuple[Unreadable, ...] = ()
     on_device: Transform | None = None
+    trained: NDArray[np.int64] | None = None
+
+    @property
+    def left_out(self) -> NDArray[np.int64]:
+        """The rows of ``train`` that are not trained on."""
+        rows = np.arange(len(self.train))
+        return rows[:0] if self.trained is None else np.setdiff1d(rows, self.trained)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Images and classes of each split."""
-        parts = {"train": self.train, "val": self.val, "test": self.test}
-        counts = {
-            name: {"images": len(part), "classes": len(np.unique(part.labels))}
-            for name, part in parts.items()
-            if part is not None
-        }
+        """Images and classes of each split; of training, those that are trained on."""
+        seen = slice(None) if self.trained is None else self.trained
+        parts = {"train": self.train.labels[seen]}
+        if self.val is not None:
+            parts["val"] = self.val.labels
+        parts["test"] = self.test.labels
+        counts = {name: {"images": len(part), "classes": len(np.unique(part))} for name, part in parts.items()}
         if self.skipped:
             counts["skipped"] = {"images": len(self.skipped)}
         if self.true_labels is not None:
-            counts["train"]["wrong_labels"] = int((self.train.labels != self.true_labels).sum())
+            counts["train"]["wrong_labels"] = int((self.train.labels != self.true_labels)[seen].sum())
         return counts
 
 

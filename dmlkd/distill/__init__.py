@@ -3,6 +3,7 @@
 Imports torch alone: neither Lightning nor FAISS nor the trainer.
 """
 
+from dmlkd.distill.cross_fitting import OutOfFoldTeacher
 from dmlkd.distill.diffusion import OnlineBatchDiffusion, diffused_lists
 from dmlkd.distill.functional import divergence_from_lists, listwise_divergence
 from dmlkd.distill.heads import WiderHeadsTeacher
@@ -29,6 +30,7 @@ __all__ = [
     "ListwiseSelfDistillation",
     "MovingAverageTeacher",
     "OnlineBatchDiffusion",
+    "OutOfFoldTeacher",
     "PreviousEpochTeacher",
     "RememberedTeacher",
     "RowMemory",

@@ -73,7 +73,7 @@ def audit_run(folder: Path, *, k: int = 100, temperature: float = 0.05) -> RunAu
         UserError: if the folder is no finished run, the images are not there any more or are others than the run
             recorded, or a number is out of range.
     """
-    config, model = load_run(folder)
+    folder, config, model = load_run(folder)
     images, class_names, true_labels = build_training_images(config.data, seed=config.train.seed)
     wrong = None
     if true_labels is not None:

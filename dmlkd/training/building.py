@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,6 +25,7 @@ from dmlkd.models import EmbeddingModel
 from dmlkd.training.building_data import build_data
 from dmlkd.training.objective import Objective, Term
 from dmlkd.training.rates import lr_schedule
+from dmlkd.training.starting import start_from
 
 Keys = tuple[str | int, ...]
 T = TypeVar("T")
@@ -39,8 +41,12 @@ class Parts:
     sampler: ClassBalancedBatchSampler
 
 
-def build(config: RunConfig) -> Parts:
+def build(config: RunConfig, runs: Path | None = None) -> Parts:
     """Build data, model, objective and sampler.
+
+    Args:
+        config: the configuration.
+        runs: the folder that the run folder is in, where earlier fits of the same plan lie; None: there are none.
 
     Raises:
         ConfigError: if one of them refuses its arguments, or they do not fit together.
@@ -49,11 +55,20 @@ def build(config: RunConfig) -> Parts:
     _check_accelerator(config.train)
     lr_schedule(config.train)
     data = build_data(config.data, seed=config.train.seed)
-    sampler = build_sampler(data.train, config.train)
-    model = _built(EmbeddingModel, config.model, ("model",), in_channels=data.train.channels)
+    sampler = build_sampler(data.train, config.train, rows=data.trained)
+    model = build_model(config, in_channels=data.train.channels, runs=runs)
+    _check_smooth_ap(config, data.train.targets if data.trained is None else data.train.targets[data.trained])
     classes = int(data.train.targets.max()) + 1
-    _check_smooth_ap(config, data.train.targets)
-    return Parts(data, model, build_objective(config, model, classes=classes, rows=len(data.train)), sampler)
+    objective = build_objective(config, model, classes=classes, rows=len(data.train), paths=data.train.paths, runs=runs)
+    return Parts(data, model, objective, sampler)
+
+
+def build_model(config: RunConfig, *, in_channels: int, runs: Path | None = None) -> EmbeddingModel:
+    """The model that a configuration asks for, with the weights that it starts from."""
+    model = _built(EmbeddingModel, config.model, ("model",), in_channels=in_channels)
+    if config.start is not None:
+        _built(start_from, {}, ("start",), model=model, start=config.start, runs=runs)
+    return model
 
 
 def _check_smooth_ap(config: RunConfig, targets: NDArray[np.int64]) -> None:
@@ -81,19 +96,39 @@ def _check_accelerator(train: TrainConfig) -> None:
         raise ConfigError("16-mixed needs a GPU; bf16-mixed runs on a CPU too", ("train", "precision"))
 
 
-def build_sampler(dataset: ImageDataset, train: TrainConfig) -> ClassBalancedBatchSampler:
-    """The batches that a training section asks for."""
+def build_sampler(
+    dataset: ImageDataset, train: TrainConfig, *, rows: NDArray[np.int64] | None = None
+) -> ClassBalancedBatchSampler:
+    """The batches that a training section asks for, of some rows or of all."""
     return ClassBalancedBatchSampler(
         dataset.targets,
         batch_size=train.batch_size,
         per_class=train.per_class,
         seed=train.seed,
         replacement=train.sampler == "published",
+        rows=rows,
     )
 
 
-def build_objective(config: RunConfig, model: EmbeddingModel, *, classes: int, rows: int) -> Objective:
-    """Build metric loss, miner and distillation terms for a model and a number of training classes and images."""
+def build_objective(
+    config: RunConfig,
+    model: EmbeddingModel,
+    *,
+    classes: int,
+    rows: int,
+    paths: NDArray[np.str_] | None = None,
+    runs: Path | None = None,
+) -> Objective:
+    """Build metric loss, miner and distillation terms for a model and a number of training classes and images.
+
+    Args:
+        config: the configuration.
+        model: the student.
+        classes: C, how many there are to train on.
+        rows: N, training images.
+        paths: (N,) of them, for teachers that ask which image a row is.
+        runs: where earlier fits of the same plan lie, as of :func:`build`.
+    """
 
     def metric_loss(dim: int) -> nn.Module:
         sizes = {"num_classes": classes, "embedding_size": dim, "descriptors_dim": dim}
@@ -116,6 +151,8 @@ def build_objective(config: RunConfig, model: EmbeddingModel, *, classes: int, r
         "chunk_size": config.train.chunk_size,
         "metric_loss": metric_loss,
         "miner": miner,
+        "paths": paths,
+        "runs": runs,
     }
     return Objective(loss, _terms(config.distill, supplies), miner=miner)
 

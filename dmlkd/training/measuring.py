@@ -90,7 +90,7 @@ def embed_run(folder: Path) -> Embedded:
         UserError: if the folder is no finished run, or the images are not there any more.
     """
     run = load_run(folder)
-    return _embedded(run.model, run.config.data, folder / "model", run.config.eval.metrics)
+    return _embedded(run.model, run.config.data, run.folder / "model", run.config.eval.metrics)
 
 
 def embed_saved(model: Path, data: DataConfig) -> Embedded:
