@@ -14,7 +14,7 @@ class OutOfFoldTeacher(Teacher):
 
     The teacher of method D4 (https://arxiv.org/abs/2104.09732, section 4): K networks, each trained on all folds of the
     images but one. A batch falls into as many parts, one a network, and the share of a part in a term's loss is that in
-    the batch. For a loss that is a mean over rows, such as one of class posteriors, this is the loss of the whole batch;
+    the batch. For a loss that is a mean over rows, such as one of posteriors, this is the loss of the whole batch;
     a list of similarities is of the images of one part, as embeddings of two networks cannot be compared. Each image
     is embedded once. A part of a single image is left out, as in every lesson.
 
