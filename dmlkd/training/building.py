@@ -52,8 +52,7 @@ def build(config: RunConfig, runs: Path | None = None) -> Parts:
         ConfigError: if one of them refuses its arguments, or they do not fit together.
         DataError: if the images are not there, incomplete or too few.
     """
-    _check_accelerator(config.train)
-    lr_schedule(config.train)
+    check_train(config.train)
     data = build_data(config.data, seed=config.train.seed)
     sampler = build_sampler(data.train, config.train, rows=data.trained)
     model = build_model(config, in_channels=data.train.channels, runs=runs)
@@ -87,7 +86,13 @@ def _check_smooth_ap(config: RunConfig, targets: NDArray[np.int64]) -> None:
         )
 
 
-def _check_accelerator(train: TrainConfig) -> None:
+def check_train(train: TrainConfig) -> None:
+    """Check what a training section says of the machine and the learning rate.
+
+    Raises:
+        ConfigError: if the machine has no such device, or the schedule lacks a number.
+    """
+    lr_schedule(train)
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(train.accelerator, True):
         message = f"this machine has no {train.accelerator} device; auto takes what there is"

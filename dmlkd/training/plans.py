@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dmlkd.config import Part, PlanConfig, PlanFit, RunConfig, load_training
+from dmlkd.data import ClassBalancedBatchSampler
 from dmlkd.errors import ConfigError, UserError
 from dmlkd.files import write_json, write_text
 from dmlkd.models.saved import FITS, PLAN
-from dmlkd.training.building import Parts, build_model, build_objective
+from dmlkd.training.building import Parts, build_model, build_objective, check_train
 from dmlkd.training.folder import held, sweep
-from dmlkd.training.rates import lr_schedule
 from dmlkd.training.running import begin, check_free, go_on, resumable, seeded_parts
 from dmlkd.training.stopping import Stop
 
@@ -132,7 +134,9 @@ def _rehearse(fit: PlanFit) -> None:
     config = _with_stand_ins(fit.config)
     assert config.data.channels is not None
     try:
-        lr_schedule(config.train)
+        check_train(config.train)
+        rows = np.arange(config.train.batch_size)  # of as many classes
+        ClassBalancedBatchSampler(rows, batch_size=len(rows), per_class=config.train.per_class)
         model = build_model(config, in_channels=config.data.channels)
         build_objective(config, model, classes=2, rows=2)
     except ConfigError as error:
