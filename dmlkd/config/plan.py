@@ -1,7 +1,7 @@
 """Plans: an ordered set of fits, each a change of common sections, each able to name earlier ones."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ class PlanFit:
 
     name: str
     config: RunConfig
-    located: Callable[[ConfigError], ConfigError]
+    located: Callable[[ConfigError], ConfigError] = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,7 @@ class StartConfig(_Section):
     fit: str | None = Field(default=None, description="an earlier fit of the same plan")
     path: str | None = Field(default=None, description="or a finished run's folder, or a saved model's")
     part: Literal["model", "trunk"] = Field(default="model", description="what is taken over")
+    metric_loss: bool = Field(default=False, description="and the weights of its metric loss, such as proxies")
 
     @model_validator(mode="after")
     def _one_source(self) -> "StartConfig":

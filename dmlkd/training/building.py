@@ -25,7 +25,7 @@ from dmlkd.models import EmbeddingModel
 from dmlkd.training.building_data import build_data
 from dmlkd.training.objective import Objective, Term
 from dmlkd.training.rates import lr_schedule
-from dmlkd.training.starting import start_from
+from dmlkd.training.starting import start_metric_loss, start_model
 
 Keys = tuple[str | int, ...]
 T = TypeVar("T")
@@ -66,7 +66,7 @@ def build_model(config: RunConfig, *, in_channels: int, runs: Path | None = None
     """The model that a configuration asks for, with the weights that it starts from."""
     model = _built(EmbeddingModel, config.model, ("model",), in_channels=in_channels)
     if config.start is not None:
-        _built(start_from, {}, ("start",), model=model, start=config.start, runs=runs)
+        _built(start_model, {}, ("start",), model=model, start=config.start, runs=runs)
     return model
 
 
@@ -141,6 +141,8 @@ def build_objective(
         return loss
 
     loss = metric_loss(model.dim)
+    if config.start is not None and config.start.metric_loss:
+        _built(start_metric_loss, {}, ("start", "metric_loss"), metric_loss=loss, start=config.start, runs=runs)
     if config.train.per_class < 2 and not isinstance(loss, WeightMixin | P2SGradLoss | CrossBatchMemory):
         raise ConfigError(
             f"{config.metric_loss.name} compares images of one class, so a batch needs at least 2 of each, "

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dmlkd.config import Part, PlanConfig, PlanFit, RunConfig, load_training
+from dmlkd.config import Part, PlanConfig, PlanFit, RunConfig, load_config, load_training
 from dmlkd.data import ClassBalancedBatchSampler
 from dmlkd.errors import ConfigError, UserError
 from dmlkd.files import write_json, write_text
@@ -92,6 +92,7 @@ def _carried_out(plan: PlanConfig, out: Path, stop: Stop, parts: dict[str, Parts
     for number, fit in enumerate(plan.fits):
         stop.now()
         folder, place = out / FITS / fit.name, f"fit {number + 1}/{len(plan.fits)} {fit.name}"
+        _check_same(fit, folder / "config.yaml")
         if (folder / "metrics.json").is_file():
             print(f"{place}: finished already", file=sys.stderr)
         else:
@@ -104,6 +105,14 @@ def _carried_out(plan: PlanConfig, out: Path, stop: Stop, parts: dict[str, Parts
     }
     write_json(out / "metrics.json", metrics)
     return PlanResult(out, metrics)
+
+
+def _check_same(fit: PlanFit, path: Path) -> None:
+    """Refuse a fit that was begun with another configuration: the plan's file was changed since."""
+    if path.is_file() and load_config(path)[0].to_yaml() != fit.config.to_yaml():
+        raise UserError(
+            f"{path} is not what {PLAN} says of {fit.name}: put it back, or remove {path.parent} and what came of it"
+        )
 
 
 def _carry_out(fit: PlanFit, folder: Path, stop: Stop, parts: Parts | None) -> None:

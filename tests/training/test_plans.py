@@ -194,6 +194,22 @@ def test_a_signal_stops_a_plan_and_names_the_folder_that_goes_on(monkeypatch, tm
     assert bits(resume_plan(tmp_path / "plan").folder) == bits(whole.folder)
 
 
+def test_a_plan_that_was_changed_goes_on_only_with_fits_that_were_not_begun(monkeypatch, tmp_path):
+    with monkeypatch.context() as patched:
+        die_at(patched, 1)
+        with pytest.raises(Death):
+            run_plan(configured(name="digits-generations"), tmp_path / "plan")
+    path = tmp_path / "plan" / "plan.yaml"
+    written = path.read_text()
+    path.write_text(written.replace("lr: 0.0003", "lr: 0.0004", 1))
+    with pytest.raises(UserError, match=r"first/config\.yaml is not what plan\.yaml says of first: put it back"):
+        resume_plan(tmp_path / "plan")
+    path.write_text(written[: written.rindex("- name: generation-2")].replace("weight: 50.0", "weight: 5.0"))
+    assert list(resume_plan(tmp_path / "plan").metrics["fits"]) == ["first", "generation-1"]
+    changed = load_config(tmp_path / "plan" / "fits" / "generation-1" / "config.yaml")[0]
+    assert changed.distill[0].weight == 5
+
+
 def test_what_cannot_be_resumed_is_said(tmp_path, whole):
     with pytest.raises(UserError, match="is finished; measure its last fit again with dmlkd eval --run"):
         resume_plan(whole.folder)
@@ -239,53 +255,58 @@ def test_every_shipped_plan_is_read_and_its_fits_are_built(path):
     assert len(build(plan.fits[0].config).sampler) > 3
 
 
-class TestOutOfFold:
-    """What is refused of fits that say which images they left out."""
+@pytest.fixture
+def folds(whole, tmp_path):
+    for name in ("without-0", "without-1", "without-2"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in ("metrics.json", "left_out.csv"):
+            (folder / file).write_bytes((whole.folder / "fits" / name / file).read_bytes())
+        (folder / "model").symlink_to(whole.folder / "fits" / name / "model")
+    return tmp_path
 
-    @pytest.fixture
-    def fits(self, whole, tmp_path):
-        for name in ("without-0", "without-1", "without-2"):
-            folder = tmp_path / name
-            folder.mkdir()
-            for file in ("metrics.json", "left_out.csv"):
-                (folder / file).write_bytes((whole.folder / "fits" / name / file).read_bytes())
-            (folder / "model").symlink_to(whole.folder / "fits" / name / "model")
-        return tmp_path
 
-    def made(self, fits, *names):
-        config = configured().fits[0].config
-        paths = build(config).data.train.paths
-        student = EmbeddingModel("convnet4", dim=8, in_channels=1)
-        return out_of_fold(student, fits=list(names or ["without-0", "without-1", "without-2"]), paths=paths, runs=fits)
+def made(folds, *names):
+    config = configured().fits[0].config
+    paths = build(config).data.train.paths
+    student = EmbeddingModel("convnet4", dim=8, in_channels=1)
+    return out_of_fold(student, fits=list(names or ["without-0", "without-1", "without-2"]), paths=paths, runs=folds)
 
-    def test_good_ones_are_taken(self, fits):
-        assert np.bincount(self.made(fits).teaches).tolist() == [301, 300, 300]
 
-    def test_a_fit_that_left_none_out(self, fits):
-        (fits / "without-1" / "left_out.csv").unlink()
-        with pytest.raises(UserError, match=r"without-1 left out no images: set data\.image_folds"):
-            self.made(fits)
+def test_fits_that_leave_out_each_image_once_are_taken(folds):
+    assert np.bincount(made(folds).teaches).tolist() == [301, 300, 300]
 
-    def test_a_fit_too_few(self, fits):
-        with pytest.raises(UserError, match="300 images were left out by none of the fits, such as "):
-            self.made(fits, "without-0", "without-1")
 
-    def test_images_left_out_twice(self, fits):
-        (fits / "without-1" / "left_out.csv").write_bytes((fits / "without-0" / "left_out.csv").read_bytes())
-        with pytest.raises(UserError, match="without-0 and without-1 both left out row "):
-            self.made(fits)
+def test_a_fit_that_left_no_image_out_is_refused(folds):
+    (folds / "without-1" / "left_out.csv").unlink()
+    with pytest.raises(UserError, match=r"without-1 left out no images: set data\.image_folds"):
+        made(folds)
 
-    @pytest.mark.parametrize("changed", ["row,path,label\n0,another,0\n", "row,path,label\n-1,x,0\n"])
-    def test_other_images(self, fits, changed):
-        (fits / "without-1" / "left_out.csv").write_text(changed)
-        with pytest.raises(UserError, match=r"left_out\.csv is of other training images: row "):
-            self.made(fits)
 
-    def test_a_file_that_is_no_table(self, fits):
-        (fits / "without-1" / "left_out.csv").write_text("a,b\n1,2\n")
-        with pytest.raises(UserError, match=r"left_out\.csv cannot be read"):
-            self.made(fits)
+def test_images_that_no_fit_left_out_are_refused(folds):
+    with pytest.raises(UserError, match="300 images were left out by none of the fits, such as "):
+        made(folds, "without-0", "without-1")
 
-    def test_no_fits(self, fits):
-        with pytest.raises(UserError, match="fits must name at least one earlier fit, got none"):
-            out_of_fold(EmbeddingModel(in_channels=1), fits=[], paths=np.array(["a"]), runs=fits)
+
+def test_images_left_out_twice_are_refused(folds):
+    (folds / "without-1" / "left_out.csv").write_bytes((folds / "without-0" / "left_out.csv").read_bytes())
+    with pytest.raises(UserError, match="without-0 and without-1 both left out row "):
+        made(folds)
+
+
+@pytest.mark.parametrize("changed", ["row,path,label\n0,another,0\n", "row,path,label\n-1,x,0\n"])
+def test_fits_of_other_images_are_refused(folds, changed):
+    (folds / "without-1" / "left_out.csv").write_text(changed)
+    with pytest.raises(UserError, match=r"left_out\.csv is of other training images: row "):
+        made(folds)
+
+
+def test_a_record_that_is_no_table_is_refused(folds):
+    (folds / "without-1" / "left_out.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match=r"left_out\.csv cannot be read"):
+        made(folds)
+
+
+def test_a_teacher_without_fits_is_refused(folds):
+    with pytest.raises(UserError, match="fits must name at least one earlier fit, got none"):
+        out_of_fold(EmbeddingModel(in_channels=1), fits=[], paths=np.array(["a"]), runs=folds)
