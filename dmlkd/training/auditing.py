@@ -62,7 +62,7 @@ def audit_run(folder: Path, *, k: int = 100, temperature: float = 0.05) -> RunAu
     """Audit the training labels of a run with its saved model, the images prepared as for testing.
 
     The labels are those it was trained with, whatever noise it put into them. Held-out validation classes are not
-    among them.
+    among them; images that a fold or a task left out are.
 
     Args:
         folder: the run folder.
