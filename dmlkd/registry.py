@@ -74,6 +74,7 @@ TEACHERS = {
     "evidence": "dmlkd.distill:EvidenceTeacher",
     "finished_run": "dmlkd.training.teachers:finished_run",
     "moving_average": "dmlkd.distill:MovingAverageTeacher",
+    "out_of_fold": "dmlkd.training.teachers:out_of_fold",
     "partner": "dmlkd.distill:PartnerTeacher",
     "previous_epoch": "dmlkd.distill:PreviousEpochTeacher",
     "remembered": "dmlkd.distill:RememberedTeacher",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dmlkd.config import load_config
+from dmlkd.config import load_training
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -44,7 +44,7 @@ def test_the_loop_of_the_readme_distils(capsys):
 def test_a_yaml_block_is_a_configuration(text, tmp_path):
     path = tmp_path / "block.yaml"
     path.write_text(text)
-    load_config(path)
+    load_training(path)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -63,6 +63,6 @@ def test_commands_in_the_docs_name_real_options(configs, tmp_path, monkeypatch, 
             overrides = re.findall(r"--set (?:'([^']+)'|(\S+))", line)
             if config and overrides:
                 values = [a or b for a, b in overrides]
-                load_config(ROOT / config[1], [v for v in values if not v.startswith("data.root=")])
+                load_training(ROOT / config[1], [v for v in values if not v.startswith("data.root=")])
                 shown += len(values)
     assert shown >= 5

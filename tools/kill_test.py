@@ -1,8 +1,9 @@
 """Kill short runs with SIGKILL at random moments, resume each until it ends, and compare the bits with an unbroken run.
 
-    python tools/kill_test.py --kills 20 --seed 0 [--set data.workers=2 ...]
+    python tools/kill_test.py --kills 20 --seed 0 [--config configs/plans/digits-folds.yaml] [--set data.workers=2 ...]
 
-The exit code is 0 if every run that was killed left what the unbroken run left.
+A plan is compared in its own metrics and in every fit. The exit code is 0 if every run that was killed left what the
+unbroken run left.
 """
 
 import argparse
@@ -31,10 +32,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "digits.yaml")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
     given = parser.parse_args()
     rng = random.Random(given.seed)  # noqa: S311
-    settings = [word for value in [*SHORT, *given.overrides] for word in ("--set", value)]
+    settings = ["--config", str(given.config.resolve())]
+    settings += [word for value in [*SHORT, *given.overrides] for word in ("--set", value)]
     with tempfile.TemporaryDirectory() as temporary:
         sys.exit(killed_and_compared(Path(temporary), settings, given.kills, rng))
 
@@ -66,7 +69,13 @@ def killed_and_compared(parent: Path, settings: list[str], kills: int, rng: rand
             if process.wait() > 0:
                 return 1
         runs += 1
-        different = [name for name in COMPARED if (folder / name).read_bytes() != (whole / name).read_bytes()]
+        different = [
+            f"{place.relative_to(whole)}/{name}"
+            for place in (whole, *whole.glob("fits/*"))
+            for name in COMPARED
+            if (place / name).exists()
+            and (folder / place.relative_to(whole) / name).read_bytes() != (place / name).read_bytes()
+        ]
         different += [path.name for path in folder.rglob(".*.tmp*")]
         wrong += bool(different)
         print(f"run {runs}: {own} kills, {f'differs: {different}' if different else 'same bits'}", flush=True)
@@ -83,9 +92,9 @@ def begun(folder: Path, process: "subprocess.Popen[bytes]") -> None:
 def started(folder: Path, settings: list[str]) -> "subprocess.Popen[bytes]":
     """The run, begun or resumed."""
     (folder / ".lock").unlink(missing_ok=True)  # nobody holds it; it tells when the run is at work
-    new = ["--config", str(ROOT / "configs" / "digits.yaml"), *settings, "--out", str(folder)]
-    how = ["--resume", str(folder)] if (folder / "config.yaml").exists() else new
-    if not (folder / "config.yaml").exists():
+    begun_before = (folder / "config.yaml").exists() or (folder / "plan.yaml").exists()
+    how = ["--resume", str(folder)] if begun_before else [*settings, "--out", str(folder)]
+    if not begun_before:
         shutil.rmtree(folder, ignore_errors=True)
     command = [sys.executable, "-m", "dmlkd", "train", *how]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)

@@ -96,8 +96,9 @@ def _method(run: Path) -> str:
     if not run.is_dir():
         return str(run)
     from dmlkd.config import load_config
+    from dmlkd.models.saved import run_folder
 
-    config = load_config(run / "config.yaml")[0].model_dump(mode="json")
+    config = load_config(run_folder(run) / "config.yaml")[0].model_dump(mode="json")
     config["train"].pop("seed")
     return repr(config)
 

@@ -93,7 +93,7 @@ def _measured(
 def _logits(models: list[Loaded], z: list["torch.Tensor"]) -> "list[torch.Tensor] | list[None]":
     """Class scores of both, if both are runs that had some, of as many classes."""
     from dmlkd.models import load_classes
-    from dmlkd.training.teachers import CLASSES
+    from dmlkd.training.loading import CLASSES
 
     files = [None if model.run is None else model.run / CLASSES for model in models]
     if not all(file is not None and file.is_file() for file in files):

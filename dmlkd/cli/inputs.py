@@ -157,14 +157,14 @@ def load(
     """
     if (run is None) == (model is None):
         raise UserError("give either --run or --model")
-    if run is not None and not (run / "model").is_dir():
-        raise UserError(
-            f"{run} is not a finished run: it has no model" if run.is_dir() else f"run folder {run} does not exist"
-        )
+    if run is not None and not run.is_dir():
+        raise UserError(f"run folder {run} does not exist")
     from dmlkd import registry
     from dmlkd.models import EmbeddingModel, Preparation, prepared_by
-    from dmlkd.models.saved import model_folder
+    from dmlkd.models.saved import model_folder, run_folder
 
+    if run is not None and not ((run := run_folder(run)) / "model").is_dir():
+        raise UserError(f"{run} is not a finished run: it has no model")
     assert run is not None or model is not None
     folder = model_folder(run if run is not None else str(model))
     loaded = EmbeddingModel.from_pretrained(folder)

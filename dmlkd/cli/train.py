@@ -2,18 +2,24 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dmlkd.cli.output import print_left_out, print_scores
 from dmlkd.errors import ConfigError
 
+if TYPE_CHECKING:
+    from dmlkd.training.plans import PlanResult
+    from dmlkd.training.running import RunResult
+
+_BASELINES = {"pixels": "raw pixels", "untrained": "untrained", "start": "as it started"}
+
 
 def train(
     context: typer.Context,
     config: Annotated[
-        Path | None, typer.Option(help="YAML file that describes the run, such as configs/digits.yaml.")
+        Path | None, typer.Option(help="YAML file that describes a run or a plan, such as configs/digits.yaml.")
     ] = None,
     overrides: Annotated[
         list[str] | None,
@@ -23,13 +29,16 @@ def train(
         Path | None, typer.Option(help="Run folder, new or empty. [default: runs/NAME, or runs/NAME-2, ...]")
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Go on with a run that was stopped or killed, instead.")
+        Path | None, typer.Option(metavar="RUN", help="Go on with a run or plan that was stopped or killed, instead.")
     ] = None,
 ) -> None:
-    """Train a model, measure it on unseen classes beside its baselines, and write a run folder."""
+    """Train a model, measure it on unseen classes beside its baselines, and write a run folder.
+
+    With a plan, do so for each of its fits in turn, in one folder.
+    """
     if resume is not None:
         if config or overrides or out:
-            message = "cannot be used with --config, --set or --out: RUN/config.yaml says it all"
+            message = "cannot be used with --config, --set or --out: RUN's own configuration says it all"
             raise typer.BadParameter(message, context, param_hint="--resume")
         _resumed(resume)
     elif config is None:
@@ -39,13 +48,15 @@ def train(
 
 
 def _trained(config: Path, overrides: list[str], out: Path | None) -> None:
-    from dmlkd.config import load_config
+    from dmlkd.config import PlanConfig, load_training
 
-    settings, source = load_config(config, overrides)
-    from dmlkd.training import run
+    settings, source = load_training(config, overrides)
+    from dmlkd.training import run, run_plan
 
+    folder = out or _free_folder(Path("runs"), config.stem)
+    result: RunResult | PlanResult
     try:
-        result = run(settings, out or _free_folder(Path("runs"), config.stem))
+        result = run_plan(settings, folder) if isinstance(settings, PlanConfig) else run(settings, folder)
     except ConfigError as error:
         raise source.located(error) from None
     _print(result.metrics, result.folder)
@@ -56,18 +67,23 @@ def _resumed(folder: Path) -> None:
         _print(json.loads((folder / "metrics.json").read_text(encoding="utf-8")), folder)
         print("it was finished already")
         return
-    from dmlkd.training import resume
+    from dmlkd.models.saved import PLAN
+    from dmlkd.training import resume, resume_plan
 
-    _print(resume(folder).metrics, folder)
+    again = resume_plan if (folder / PLAN).is_file() else resume
+    _print(again(folder).metrics, folder)
 
 
 def _print(metrics: dict[str, Any], folder: Path) -> None:
-    rows = {"raw pixels": metrics["baselines"]["pixels"], "untrained": metrics["baselines"]["untrained"]}
-    rows |= {f"{name} epoch": scores for name, scores in metrics["test_by_epoch"].items()}
+    rows = {_BASELINES[name]: scores for name, scores in metrics["baselines"].items()}
+    if fits := metrics.get("fits"):
+        rows = {"raw pixels": rows["raw pixels"], **{name: found["test"] for name, found in fits.items()}}
+    else:
+        rows |= {f"{name} epoch": scores for name, scores in metrics["test_by_epoch"].items()}
     test = metrics["data"]["test"]
     print_scores(f"Retrieval among {test['images']} images of {test['classes']} unseen classes, in %", rows)
     print_left_out(metrics["data"]["test_queries_left_out"])
-    print(f"run folder: {folder}")
+    print(f"{'plan' if fits else 'run'} folder: {folder}")
 
 
 def _free_folder(parent: Path, name: str) -> Path:

@@ -1,7 +1,17 @@
 """The configuration of a run: sections, reading and checking."""
 
 from dmlkd.config.load import checked_data, load_config, nested_part
-from dmlkd.config.schema import ClassesConfig, DataConfig, EvalConfig, Part, RunConfig, TermConfig, TrainConfig
+from dmlkd.config.plan import PlanConfig, PlanFit, load_training
+from dmlkd.config.schema import (
+    ClassesConfig,
+    DataConfig,
+    EvalConfig,
+    Part,
+    RunConfig,
+    StartConfig,
+    TermConfig,
+    TrainConfig,
+)
 from dmlkd.config.signatures import checked, parameters
 from dmlkd.config.yaml_source import YamlSource
 
@@ -10,13 +20,17 @@ __all__ = [
     "DataConfig",
     "EvalConfig",
     "Part",
+    "PlanConfig",
+    "PlanFit",
     "RunConfig",
+    "StartConfig",
     "TermConfig",
     "TrainConfig",
     "YamlSource",
     "checked",
     "checked_data",
     "load_config",
+    "load_training",
     "nested_part",
     "parameters",
 ]

@@ -1,14 +1,14 @@
 """Reading a configuration file: YAML, ``--set``, and the check of every name and argument before anything is built."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from dmlkd import registry
-from dmlkd.config.schema import DataConfig, EvalConfig, Part, RunConfig, TermConfig, TrainConfig, named
+from dmlkd.config.schema import DataConfig, EvalConfig, Part, RunConfig, StartConfig, TermConfig, TrainConfig, named
 from dmlkd.config.signatures import checked, explain, parameters
 from dmlkd.config.yaml_source import Keys, YamlSource
 from dmlkd.errors import ConfigError, suggestion
@@ -27,8 +27,12 @@ SUPPLIED_TO_TERMS = (
     "classes",
     "class_scores",
     "classify",
+    "paths",
+    "runs",
 )
 """Arguments of methods and teachers that the rest of the configuration settles."""
+
+_PARTS_OF_DATA = (("folds", "fold"), ("image_folds", "image_fold"), ("tasks", "task"))
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, YamlSource]:
@@ -44,16 +48,34 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, Y
     Raises:
         ConfigError: one line that names the file, the line where possible, what is wrong and what would be right.
     """
+    source = read_source(path, overrides)
+    try:
+        if "plan" in source.values:
+            raise ConfigError("here is a plan of several fits, where the configuration of one run is due", ("plan",))
+        return checked_config(source.values), source
+    except ConfigError as error:
+        raise source.located(error) from None
+
+
+def read_source(path: Path, overrides: Sequence[str] = ()) -> YamlSource:
+    """Read a YAML file and lay ``--set`` options over it."""
     source = YamlSource.read(path)
     for override in overrides:
         source.override(override)
+    return source
+
+
+def checked_config(values: Mapping[str, Any]) -> RunConfig:
+    """Check the values of a whole configuration.
+
+    Raises:
+        ConfigError: with the path of what is wrong.
+    """
     try:
-        config = RunConfig.model_validate(source.values)
-        return _checked_parts(config), source
+        config = RunConfig.model_validate(values)
     except ValidationError as error:
-        raise source.located(_translated(error)) from None
-    except ConfigError as error:
-        raise source.located(error) from None
+        raise _translated(error) from None
+    return _checked_parts(config)
 
 
 def _translated(error: ValidationError) -> ConfigError:
@@ -68,7 +90,7 @@ def _translated(error: ValidationError) -> ConfigError:
 
 
 def _section_at(path: Keys) -> type[BaseModel]:
-    sections: dict[str | int, type[BaseModel]] = {"train": TrainConfig, "eval": EvalConfig}
+    sections: dict[str | int, type[BaseModel]] = {"train": TrainConfig, "eval": EvalConfig, "start": StartConfig}
     return sections[path[0]] if path else RunConfig
 
 
@@ -106,6 +128,12 @@ def checked_data(data: DataConfig) -> DataConfig:
         **_reader_arguments(data, registry.load(entry.reader)),
     }
     registry.lookup(registry.TRANSFORMS, "transform", filled["transform"], ("data", "transform"))
+    for parts, part in _PARTS_OF_DATA:
+        number, among = getattr(data, part), getattr(data, parts)
+        if number is not None and among is not None and number >= among:
+            raise ConfigError(f"must be from 0 to data.{parts} - 1 = {among - 1}, got {number}", ("data", part))
+        if among is None and number != DataConfig.model_fields[part].default:
+            raise ConfigError(f"needs data.{parts}, which says of how many", ("data", part))
     return data.model_copy(update=filled)
 
 

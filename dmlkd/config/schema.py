@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from dmlkd.data import NoiseKind
 
@@ -54,6 +54,10 @@ class DataConfig(Part):
     held_out_images: float = Field(
         default=0.0, ge=0, lt=1, description="share of each training class's images that class scores are measured on"
     )
+    image_folds: int | None = Field(default=None, ge=2, description="cut the training images into so many folds")
+    image_fold: int | None = Field(default=None, ge=0, description="train on all of them but this; None: on all")
+    tasks: int | None = Field(default=None, ge=2, description="deal the training classes out to so many tasks")
+    task: int | None = Field(default=None, ge=0, description="train on the classes of this one; None: on all")
     seen_classes: bool = Field(default=False, description="allow classes of training in the test")
 
 
@@ -108,6 +112,26 @@ class TrainConfig(_Section):
     )
 
 
+class StartConfig(_Section):
+    """``start``: whose weights the model starts from; a bare name is that of an earlier fit of the plan."""
+
+    fit: str | None = Field(default=None, description="an earlier fit of the same plan")
+    path: str | None = Field(default=None, description="or a finished run's folder, or a saved model's")
+    part: Literal["model", "trunk"] = Field(default="model", description="what is taken over")
+    metric_loss: bool = Field(default=False, description="and the weights of its metric loss, such as proxies")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "StartConfig":
+        if (self.fit is None) == (self.path is None):
+            raise ValueError("give either fit or path")
+        return self
+
+
+def starting(value: object) -> object:
+    """A bare name as the mapping it stands for."""
+    return {"fit": value} if isinstance(value, str) else value
+
+
 class EvalConfig(_Section):
     """``eval``: what is measured."""
 
@@ -119,6 +143,7 @@ class RunConfig(_Section):
 
     data: Annotated[DataConfig, BeforeValidator(named)]
     model: dict[str, Any] = Field(default_factory=dict)
+    start: Annotated[StartConfig | None, BeforeValidator(starting)] = None
     metric_loss: NamedPart
     metric_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False, description="factor on the metric loss")
     classes: ClassesConfig | None = Field(

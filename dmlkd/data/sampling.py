@@ -47,6 +47,7 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         replacement: draw classes and images with replacement.
         num_replicas: how many processes share each batch.
         rank: which of them this is, from 0.
+        rows: (M,) draw from these rows alone; None: from all.
 
     Raises:
         ConfigError: if ``batch_size`` is not a multiple of ``per_class`` and of ``num_replicas``, one of them is below
@@ -69,6 +70,7 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         replacement: bool = False,
         num_replicas: int = 1,
         rank: int = 0,
+        rows: Integers | None = None,
     ) -> None:
         _check_numbers(batch_size, per_class, num_replicas, rank)
         self.per_class = per_class
@@ -79,11 +81,12 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         self.rank = rank
         self.epoch = 0
         self._resumed = (0, 0)
-        order = np.argsort(labels, kind="stable")
+        rows = np.arange(len(labels)) if rows is None else rows
+        order = rows[np.argsort(labels[rows], kind="stable")]
         _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
         self._rows = np.split(order, starts[1:])
         if replacement:
-            self._batches = _batches_with_replacement(len(labels), batch_size)
+            self._batches = _batches_with_replacement(len(rows), batch_size)
         else:
             self._batches = _batches_without_replacement(counts, self.classes_per_batch, per_class)
             smallest = int(np.sort(np.minimum(counts, per_class))[: self.classes_per_batch].sum())

@@ -42,6 +42,8 @@ class DataSplits:
         seen: images of the training classes that are neither trained nor validated on, with their true labels and the
             targets of ``train``; None: none are held out.
         on_device: what is done to a whole training batch (B, C, H, W) on the device; None: nothing, ``train`` does it.
+        trained: (M,) ascending rows of ``train`` that batches are drawn from, where a run sees a part of it; rows and
+            targets stay those of the whole. None: all.
     """
 
     train: ImageDataset
@@ -51,19 +53,26 @@ class DataSplits:
     skipped: tuple[Unreadable, ...] = ()
     seen: ImageDataset | None = None
     on_device: Transform | None = None
+    trained: NDArray[np.int64] | None = None
+
+    @property
+    def left_out(self) -> NDArray[np.int64]:
+        """The rows of ``train`` that are not trained on."""
+        rows = np.arange(len(self.train))
+        return rows[:0] if self.trained is None else np.setdiff1d(rows, self.trained)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Images and classes of each split."""
-        parts = {"train": self.train, "val": self.val, "test": self.test, "seen": self.seen}
-        counts = {
-            name: {"images": len(part), "classes": len(np.unique(part.labels))}
-            for name, part in parts.items()
-            if part is not None
-        }
+        """Images and classes of each split; of training, those that are trained on."""
+        trained = slice(None) if self.trained is None else self.trained
+        parts = {"train": self.train.labels[trained]}
+        for name, part in (("val", self.val), ("test", self.test), ("seen", self.seen)):
+            if part is not None:
+                parts[name] = part.labels
+        counts = {name: {"images": len(part), "classes": len(np.unique(part))} for name, part in parts.items()}
         if self.skipped:
             counts["skipped"] = {"images": len(self.skipped)}
         if self.true_labels is not None:
-            counts["train"]["wrong_labels"] = int((self.train.labels != self.true_labels).sum())
+            counts["train"]["wrong_labels"] = int((self.train.labels != self.true_labels)[trained].sum())
         return counts
 
 

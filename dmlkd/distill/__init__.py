@@ -5,6 +5,7 @@ Imports torch alone: neither Lightning nor FAISS nor the trainer.
 
 from dmlkd.distill.beta_smoothing import BetaSmoothing, ranked_beta, smoothed_cross_entropy
 from dmlkd.distill.corrected import CorrectedDistillation
+from dmlkd.distill.cross_fitting import OutOfFoldTeacher
 from dmlkd.distill.diffusion import OnlineBatchDiffusion, diffused_lists
 from dmlkd.distill.evidence import EvidenceTeacher, bsd, updated_means
 from dmlkd.distill.functional import divergence_from_lists, listwise_divergence
@@ -47,6 +48,7 @@ __all__ = [
     "ListwiseSelfDistillation",
     "MovingAverageTeacher",
     "OnlineBatchDiffusion",
+    "OutOfFoldTeacher",
     "PartnerTeacher",
     "PosteriorDistillation",
     "PosteriorMemory",

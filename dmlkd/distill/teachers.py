@@ -23,14 +23,22 @@ class Lesson(NamedTuple):
     Attributes:
         signals: one for each network that teaches, mostly one; without gradient.
         shares: the share of each in the loss of a term: sum of share times loss.
-        positions: (K,) positions in the batch that ``signals`` are of, ascending; None: all B.
+        positions: (K,) positions in the batch that ``signals`` are of, ascending; a tuple: of each network's in turn;
+            None: all B.
         loss: a loss that trains the teacher itself, with gradient; None: it is not trained.
     """
 
     signals: tuple[Signals, ...]
     shares: tuple[float, ...] = (1.0,)
-    positions: Tensor | None = None
+    positions: Tensor | tuple[Tensor, ...] | None = None
     loss: Tensor | None = None
+
+    @property
+    def positions_of_each(self) -> tuple[Tensor | None, ...]:
+        """For each of ``signals`` the positions in the batch that it is of; None: all."""
+        if isinstance(self.positions, tuple):
+            return self.positions
+        return (self.positions,) * len(self.signals)
 
 
 class Teacher(nn.Module, ABC):

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
@@ -13,6 +14,13 @@ from safetensors import SafetensorError
 from dmlkd.errors import UserError
 
 _FILES = ("config.json", "model.safetensors")
+PLAN = "plan.yaml"
+"""File that makes a folder that of a plan."""
+
+FITS = "fits"
+"""Folder of a plan's run folders, one a fit."""
+
+_FIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -20,13 +28,14 @@ def model_folder(source: str | Path, **hub: Any) -> Path:
     """The folder of a saved model; that of a name on the hub is fetched, without anything that could be executed.
 
     Args:
-        source: a folder that ``save_pretrained`` wrote, a finished run's folder, or a name such as "owner/model".
+        source: a folder that ``save_pretrained`` wrote, the folder of a finished run or plan, or a name such as
+            "owner/model".
         hub: arguments of :func:`huggingface_hub.snapshot_download`.
 
     Raises:
         UserError: if there is no such thing, or a file is missing in it.
     """
-    folder = Path(source)
+    folder = run_folder(Path(source))
     if (folder / "model").is_dir():
         folder = folder / "model"
     if not folder.is_dir():
@@ -37,6 +46,38 @@ def model_folder(source: str | Path, **hub: Any) -> Path:
         if not (folder / name).is_file():
             raise UserError(f"{source} is no saved model: it has no {name}")
     return folder
+
+
+def run_folder(folder: Path) -> Path:
+    """The folder of a run; of a plan, that of its last fit.
+
+    Args:
+        folder: of whatever kind; one that is no plan's is given back.
+
+    Raises:
+        UserError: if it has a ``plan.yaml`` that says nothing of fits.
+    """
+    if not (folder / PLAN).is_file():
+        return folder
+    try:
+        values = yaml.safe_load((folder / PLAN).read_text(encoding="utf-8"))
+        name = values["plan"][-1]["name"]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, LookupError, TypeError, ValueError, RecursionError):
+        raise UserError(f"{folder / PLAN} does not say which fits the plan has") from None
+    return folder / FITS / fit_name(name)
+
+
+def fit_name(name: object) -> str:
+    """The name of a fit, which is that of its folder.
+
+    Raises:
+        UserError: unless it is one word of letters, digits, "_", "." and "-" that begins with a letter or a digit.
+    """
+    if not isinstance(name, str) or not _FIT_NAME.fullmatch(name):
+        raise UserError(
+            f"a fit's name must be of letters, digits, '_', '.' and '-', and no longer than 100, got {name!r}"
+        )
+    return name
 
 
 def _fetched(name: str, hub: dict[str, Any]) -> Path:

@@ -6,19 +6,34 @@ from typing import TYPE_CHECKING, Any
 from dmlkd.training.drop_in import SelfDistilled
 from dmlkd.training.objective import Losses, Objective, Term
 
-__all__ = ["EmbeddingModule", "FitResult", "Losses", "Objective", "SelfDistilled", "Term", "fit", "resume", "run"]
+__all__ = [
+    "EmbeddingModule",
+    "FitResult",
+    "Losses",
+    "Objective",
+    "SelfDistilled",
+    "Term",
+    "fit",
+    "resume",
+    "resume_plan",
+    "run",
+    "run_plan",
+]
 
 _NEED_LIGHTNING = {
     "EmbeddingModule": "dmlkd.training.module",
     "FitResult": "dmlkd.training.fitting",
     "fit": "dmlkd.training.fitting",
     "resume": "dmlkd.training.running",
+    "resume_plan": "dmlkd.training.plans",
     "run": "dmlkd.training.running",
+    "run_plan": "dmlkd.training.plans",
 }
 
 if TYPE_CHECKING:
     from dmlkd.training.fitting import FitResult, fit
     from dmlkd.training.module import EmbeddingModule
+    from dmlkd.training.plans import resume_plan, run_plan
     from dmlkd.training.running import resume, run
 
 

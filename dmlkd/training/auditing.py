@@ -62,7 +62,7 @@ def audit_run(folder: Path, *, k: int = 100, temperature: float = 0.05) -> RunAu
     """Audit the training labels of a run with its saved model, the images prepared as for testing.
 
     The labels are those it was trained with, whatever noise it put into them. Held-out validation classes are not
-    among them.
+    among them; images that a fold or a task left out are.
 
     Args:
         folder: the run folder.
@@ -73,7 +73,7 @@ def audit_run(folder: Path, *, k: int = 100, temperature: float = 0.05) -> RunAu
         UserError: if the folder is no finished run, the images are not there any more or are others than the run
             recorded, or a number is out of range.
     """
-    config, model = load_run(folder)
+    folder, config, model = load_run(folder)
     images, class_names, true_labels = build_training_images(config.data, seed=config.train.seed)
     wrong = None
     if true_labels is not None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,6 +26,7 @@ from dmlkd.training.building_data import build_data
 from dmlkd.training.objective import Objective, Term
 from dmlkd.training.proxies import ProxyScores, has_proxies
 from dmlkd.training.rates import lr_schedule
+from dmlkd.training.starting import start_metric_loss, start_model
 
 Keys = tuple[str | int, ...]
 T = TypeVar("T")
@@ -45,22 +47,35 @@ class Parts:
         return self.student.model if isinstance(self.student, ClassifyingModel) else self.student
 
 
-def build(config: RunConfig) -> Parts:
+def build(config: RunConfig, runs: Path | None = None) -> Parts:
     """Build data, model, objective and sampler.
+
+    Args:
+        config: the configuration.
+        runs: the folder that the run folder is in, where earlier fits of the same plan lie; None: there are none.
 
     Raises:
         ConfigError: if one of them refuses its arguments, or they do not fit together.
         DataError: if the images are not there, incomplete or too few.
     """
-    _check_accelerator(config.train)
-    lr_schedule(config.train)
+    check_train(config.train)
     data = build_data(config.data, seed=config.train.seed)
-    sampler = build_sampler(data.train, config.train)
-    model = _built(EmbeddingModel, config.model, ("model",), in_channels=data.train.channels)
+    sampler = build_sampler(data.train, config.train, rows=data.trained)
+    model = build_model(config, in_channels=data.train.channels, runs=runs)
+    _check_smooth_ap(config, data.train.targets if data.trained is None else data.train.targets[data.trained])
     classes = int(data.train.targets.max()) + 1
-    _check_smooth_ap(config, data.train.targets)
-    student, objective = build_losses(config, model, classes=classes, rows=len(data.train))
+    student, objective = build_losses(
+        config, model, classes=classes, rows=len(data.train), paths=data.train.paths, runs=runs
+    )
     return Parts(data, student, objective, sampler)
+
+
+def build_model(config: RunConfig, *, in_channels: int, runs: Path | None = None) -> EmbeddingModel:
+    """The model that a configuration asks for, with the weights that it starts from."""
+    model = _built(EmbeddingModel, config.model, ("model",), in_channels=in_channels)
+    if config.start is not None:
+        _built(start_model, {}, ("start",), model=model, start=config.start, runs=runs)
+    return model
 
 
 def _check_smooth_ap(config: RunConfig, targets: NDArray[np.int64]) -> None:
@@ -79,7 +94,13 @@ def _check_smooth_ap(config: RunConfig, targets: NDArray[np.int64]) -> None:
         )
 
 
-def _check_accelerator(train: TrainConfig) -> None:
+def check_train(train: TrainConfig) -> None:
+    """Check what a training section says of the machine and the learning rate.
+
+    Raises:
+        ConfigError: if the machine has no such device, or the schedule lacks a number.
+    """
+    lr_schedule(train)
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(train.accelerator, True):
         message = f"this machine has no {train.accelerator} device; auto takes what there is"
@@ -88,21 +109,38 @@ def _check_accelerator(train: TrainConfig) -> None:
         raise ConfigError("16-mixed needs a GPU; bf16-mixed runs on a CPU too", ("train", "precision"))
 
 
-def build_sampler(dataset: ImageDataset, train: TrainConfig) -> ClassBalancedBatchSampler:
-    """The batches that a training section asks for."""
+def build_sampler(
+    dataset: ImageDataset, train: TrainConfig, *, rows: NDArray[np.int64] | None = None
+) -> ClassBalancedBatchSampler:
+    """The batches that a training section asks for, of some rows or of all."""
     return ClassBalancedBatchSampler(
         dataset.targets,
         batch_size=train.batch_size,
         per_class=train.per_class,
         seed=train.seed,
         replacement=train.sampler == "published",
+        rows=rows,
     )
 
 
 def build_losses(
-    config: RunConfig, model: EmbeddingModel, *, classes: int, rows: int
+    config: RunConfig,
+    model: EmbeddingModel,
+    *,
+    classes: int,
+    rows: int,
+    paths: NDArray[np.str_] | None = None,
+    runs: Path | None = None,
 ) -> tuple[EmbeddingModel | ClassifyingModel, Objective]:
     """Build metric loss, miner, class scores and terms for a model and a number of training classes and images.
+
+    Args:
+        config: the configuration.
+        model: the embedding model of the student.
+        classes: C, how many there are to train on.
+        rows: N, training images.
+        paths: (N,) of them, for teachers that ask which image a row is.
+        runs: where earlier fits of the same plan lie, as of :func:`build`.
 
     Returns:
         The student, which has class scores if a term reads them or they are to be measured, and the objective.
@@ -114,6 +152,8 @@ def build_losses(
         return loss
 
     loss = metric_loss(model.dim)
+    if config.start is not None and config.start.metric_loss:
+        _built(start_metric_loss, {}, ("start", "metric_loss"), metric_loss=loss, start=config.start, runs=runs)
     if config.train.per_class < 2 and not isinstance(loss, WeightMixin | P2SGradLoss | CrossBatchMemory):
         raise ConfigError(
             f"{config.metric_loss.name} compares images of one class, so a batch needs at least 2 of each, "
@@ -132,6 +172,8 @@ def build_losses(
         "metric_loss": metric_loss,
         "miner": miner,
         "classes": classes,
+        "paths": paths,
+        "runs": runs,
     }
     if isinstance(student, ClassifyingModel):
         supplies |= {"class_scores": student.classes, "classify": student.classify}

@@ -25,6 +25,7 @@ from dmlkd.data.cache import cached
 from dmlkd.data.checking import find_unreadable, without
 from dmlkd.data.preprocessing import Preprocessing
 from dmlkd.data.splits import Unreadable
+from dmlkd.data.subsets import class_tasks, image_folds
 from dmlkd.data.transforms import Pipeline, Transforms
 from dmlkd.errors import ConfigError, DataError
 
@@ -51,11 +52,22 @@ def build_data(config: DataConfig, *, seed: int) -> DataSplits:
         skipped=source.skipped,
         seen=None if seen is None else source.seen(seen, np.unique(train.labels)),
         on_device=on_device,
+        trained=_trained(train.labels, config, seed),
     )
 
 
+def _trained(labels: NDArray[np.int64], config: DataConfig, seed: int) -> NDArray[np.int64] | None:
+    """The rows of the training images that a run sees, where it does not see all."""
+    seen = np.ones(len(labels), np.bool_)
+    if config.image_folds is not None and config.image_fold is not None:
+        seen &= image_folds(labels, config.image_folds, seed=seed) != config.image_fold
+    if config.tasks is not None and config.task is not None:
+        seen &= class_tasks(labels, config.tasks, seed=seed) == config.task
+    return None if seen.all() else np.flatnonzero(seen)
+
+
 class TrainingImages(NamedTuple):
-    """The images a run trains on, prepared as for testing.
+    """The images a run trains on, prepared as for testing; where it trains on a part of them, all the same.
 
     Attributes:
         images: in row order, their labels noisy where ``true_labels`` says otherwise.

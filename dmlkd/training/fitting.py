@@ -98,7 +98,7 @@ def fit(
         ConfigError: if the batch is not a multiple of the images a class.
         DataError: if there are fewer classes than a batch needs.
     """
-    sampler = sampler or build_sampler(data.train, train)
+    sampler = sampler or build_sampler(data.train, train, rows=data.trained)
     module = EmbeddingModule(
         model,
         objective,

@@ -18,8 +18,7 @@ from dmlkd.models import ClassScores, EmbeddingModel, load_classes
 from dmlkd.retrieval import Scores, evaluate
 from dmlkd.retrieval.metrics import CLUSTERING
 from dmlkd.training.building_data import build_preprocessing, build_seen_images, build_test_data
-from dmlkd.training.loading import load_run
-from dmlkd.training.teachers import CLASSES
+from dmlkd.training.loading import CLASSES, load_run
 
 
 class Embedded(NamedTuple):
@@ -92,7 +91,7 @@ def embed_run(folder: Path) -> Embedded:
         UserError: if the folder is no finished run, or the images are not there any more.
     """
     run = load_run(folder)
-    return _embedded(run.model, run.config.data, folder / "model", run.config.eval.metrics)
+    return _embedded(run.model, run.config.data, run.folder / "model", run.config.eval.metrics)
 
 
 def embed_saved(model: Path, data: DataConfig) -> Embedded:

@@ -247,12 +247,11 @@ def _distillation(method: DistillationMethod, lesson: Lesson | None, student: Si
     """The loss of one method: the sum over the networks that teach, of the images that they know."""
     if lesson is None:
         return method.from_signals(batch=batch, student=student, teacher=None)
-    if lesson.positions is not None:
-        if len(lesson.positions) < 2:
-            return student.embeddings.new_zeros(())
-        batch, student = batch.take(lesson.positions), student.take(lesson.positions)
-    losses = [
-        share * method.from_signals(batch=batch, student=student, teacher=signals)
-        for share, signals in zip(lesson.shares, lesson.signals, strict=True)
-    ]
-    return torch.stack(losses).sum()
+    losses = []
+    for share, signals, positions in zip(lesson.shares, lesson.signals, lesson.positions_of_each, strict=True):
+        if positions is None:
+            losses.append(share * method.from_signals(batch=batch, student=student, teacher=signals))
+        elif len(positions) >= 2:
+            part, of_student = batch.take(positions), student.take(positions)
+            losses.append(share * method.from_signals(batch=part, student=of_student, teacher=signals))
+    return torch.stack(losses).sum() if losses else student.embeddings.new_zeros(())

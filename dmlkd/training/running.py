@@ -3,6 +3,8 @@
 import errno
 import shlex
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,11 @@ from dmlkd.training.building import Parts, build
 from dmlkd.training.building_data import build_preprocessing
 from dmlkd.training.fitting import FitResult, fit
 from dmlkd.training.folder import LOCK, held, sweep
+from dmlkd.training.loading import CLASSES
 from dmlkd.training.measuring import embed_test, measure_seen
 from dmlkd.training.provenance import record, versions
 from dmlkd.training.stopping import Stop
-from dmlkd.training.teachers import CLASSES
+from dmlkd.training.teachers import LEFT_OUT
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -62,12 +65,12 @@ def run(config: RunConfig, out: Path) -> RunResult:
         UserError: if the folder is taken, in use, or cannot be written.
         Interrupted: if SIGINT or SIGTERM came; :func:`resume` goes on from there.
     """
-    _check_free(out)
-    parts = _seeded_parts(config)
+    check_free(out)
+    parts = seeded_parts(config, out)
     with held(out):
-        _check_free(out)
-        write_text(out / "config.yaml", config.to_yaml())
-        return _interruptible(config, parts, out)
+        check_free(out)
+        with resumable(out) as stop:
+            return begin(config, parts, out, stop)
 
 
 def resume(folder: Path) -> RunResult:
@@ -86,31 +89,55 @@ def resume(folder: Path) -> RunResult:
     with held(folder):
         if (folder / "metrics.json").is_file():
             raise UserError(f"{folder} is finished; measure it again with dmlkd eval --run {folder}")
-        sweep(folder)
-        config, source = load_config(folder / "config.yaml")
-        try:
-            parts = _seeded_parts(config)
-        except ConfigError as error:
-            raise source.located(error) from None
-        return _interruptible(config, parts, folder, resumed=True)
+        with resumable(folder) as stop:
+            return go_on(folder, stop)
 
 
-def _check_free(out: Path) -> None:
+def check_free(out: Path) -> None:
+    """Refuse a folder with anything in it.
+
+    Raises:
+        UserError: naming it.
+    """
     if out.exists() and (not out.is_dir() or any(path.name != LOCK for path in out.iterdir())):
         raise UserError(f"{out} is already there and not an empty folder; choose another run folder")
 
 
-def _seeded_parts(config: RunConfig) -> Parts:
+def seeded_parts(config: RunConfig, out: Path) -> Parts:
+    """What a run is made of, with all random numbers begun from its seed."""
     lightning.seed_everything(config.train.seed, workers=True, verbose=False)
-    return build(config)
+    return build(config, out.parent)
 
 
-def _interruptible(config: RunConfig, parts: Parts, out: Path, *, resumed: bool = False) -> RunResult:
+def begin(config: RunConfig, parts: Parts, out: Path, stop: Stop) -> RunResult:
+    """Carry out a run in a folder that this process holds, from its start."""
+    write_text(out / "config.yaml", config.to_yaml())
+    return _run(config, parts, out, stop, resumed=False)
+
+
+def go_on(folder: Path, stop: Stop) -> RunResult:
+    """Go on with a run that is not finished, in a folder that this process holds."""
+    sweep(folder)
+    config, source = load_config(folder / "config.yaml")
+    try:
+        parts = seeded_parts(config, folder)
+    except ConfigError as error:
+        raise source.located(error) from None
+    return _run(config, parts, folder, stop, resumed=True)
+
+
+@contextmanager
+def resumable(out: Path) -> Iterator[Stop]:
+    """Listen to signals, and say how to go on where one of them, or a full disk, breaks off what happens within.
+
+    Args:
+        out: the folder that is to be resumed then.
+    """
     stop = Stop()
     again = f"dmlkd train --resume {shlex.quote(str(out))}"
     try:
         with stop.listening():
-            return _run(config, parts, out, stop, resumed=resumed)
+            yield stop
     except Interrupted as stopped:
         raise Interrupted(stopped.signum, f"go on with: {again}") from None
     except OSError as error:
@@ -122,9 +149,12 @@ def _interruptible(config: RunConfig, parts: Parts, out: Path, *, resumed: bool 
 def _run(config: RunConfig, parts: Parts, out: Path, stop: Stop, *, resumed: bool) -> RunResult:
     record(out, parts.data.counts())
     model, test = parts.model, parts.data.test
-    baselines = {"pixels": _scores(nn.Flatten(), test, config), "untrained": _scores(model, test, config)}
+    start = "untrained" if config.start is None else "start"
+    baselines = {"pixels": _scores(nn.Flatten(), test, config), start: _scores(model, test, config)}
     if parts.data.skipped:
         write_csv(out / "skipped.csv", [bad._asdict() for bad in parts.data.skipped])
+    if parts.data.trained is not None:
+        _record_left_out(parts.data, out / LEFT_OUT)
     if parts.data.true_labels is not None:
         _record_noise(parts.data, out / "label_noise.csv")
     result = fit(
@@ -173,6 +203,12 @@ def _run(config: RunConfig, parts: Parts, out: Path, stop: Stop, *, resumed: boo
 
 def _scores(model: nn.Module, dataset: ImageDataset, config: RunConfig) -> Scores:
     return embed_test(model, dataset, metrics=config.eval.metrics, workers=config.data.workers).scores()
+
+
+def _record_left_out(data: DataSplits, path: Path) -> None:
+    train = data.train
+    rows = [{"row": int(r), "path": str(train.paths[r]), "label": int(train.labels[r])} for r in data.left_out]
+    write_csv(path, rows)
 
 
 def _record_noise(data: DataSplits, path: Path) -> None:

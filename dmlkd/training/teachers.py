@@ -1,44 +1,121 @@
 """Teachers that are read from disk."""
 
+import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from dmlkd.distill import FrozenTeacher
-from dmlkd.errors import UserError
-from dmlkd.models import ClassifyingModel, EmbeddingModel, load_classes
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
-CLASSES = "classes.safetensors"
-"""The class scores of the training classes, in the folder of a run that had them."""
+from dmlkd.distill import FrozenTeacher, OutOfFoldTeacher
+from dmlkd.errors import UserError
+from dmlkd.models import ClassifyingModel, EmbeddingModel
+from dmlkd.training.loading import earlier_fit, load_network, named_run
+
+LEFT_OUT = "left_out.csv"
+"""File of a run folder: the rows of the training images that the run did not train on."""
+
+Network = EmbeddingModel | ClassifyingModel
 
 
 def finished_run(
-    network: EmbeddingModel | ClassifyingModel,
+    network: Network,
     *,
-    path: Path,
     classes: int,
+    path: Path | None = None,
+    fit: str | None = None,
     mode: Literal["eval", "train"] = "eval",
     chunk_size: int | None = None,
+    runs: Path | None = None,
 ) -> FrozenTeacher:
     """The model of a finished earlier run; its architecture and dimension may differ from the student's.
 
     Args:
         network: the student.
-        path: a run folder, or a model folder written by ``save_pretrained``. It gives class scores if it is the folder
-            of a run that had them, of as many classes.
-        classes: C, how many classes the student is trained on.
+        classes: C, how many classes the student is trained on; a run with as many gives class scores, if it had any.
+        path: a run folder, or a model folder written by ``save_pretrained``.
+        fit: instead, the name of an earlier fit of the same plan.
         mode: "eval" or "train", the mode it runs in.
         chunk_size: how many images it runs on at a time; None: on the whole batch.
+        runs: where earlier fits of the same plan lie; None: there are none.
 
     Raises:
         UserError: if there is no model, or it takes images of another number of channels than the student.
     """
-    model = EmbeddingModel.from_pretrained(path)
-    student = network.model if isinstance(network, ClassifyingModel) else network
-    if model.in_channels != student.in_channels:
-        raise UserError(
-            f"{path} takes images of {model.in_channels} channels, the student's have {student.in_channels}"
-        )
-    scores = load_classes(path / CLASSES) if (path / CLASSES).is_file() else None
-    if scores is None or len(scores.centres()) != classes:
-        return FrozenTeacher(model, mode=mode, chunk_size=chunk_size)
-    return FrozenTeacher(ClassifyingModel(model, scores), mode=mode, chunk_size=chunk_size)
+    folder = named_run(path=path, fit=fit, runs=runs)
+    network = _for_student(load_network(folder, classes), str(fit or path), network)
+    return FrozenTeacher(network, mode=mode, chunk_size=chunk_size)
+
+
+def out_of_fold(
+    network: Network,
+    *,
+    fits: list[str],
+    classes: int,
+    paths: NDArray[np.str_],
+    runs: Path | None = None,
+    mode: Literal["eval", "train"] = "eval",
+    chunk_size: int | None = None,
+) -> OutOfFoldTeacher:
+    """Earlier fits of the same plan, each of which teaches the images that it left out (``data.image_fold``).
+
+    Args:
+        network: the student.
+        fits: their names; each training image must have been left out by just one of them.
+        classes: C, how many classes the student is trained on; runs with as many give class scores, if they had any.
+        paths: (N,) of the training images.
+        runs: where earlier fits of the same plan lie.
+        mode: "eval" or "train", the mode they run in.
+        chunk_size: how many images one runs on at a time; None: on its whole part of the batch.
+
+    Raises:
+        UserError: if a fit is not there, or it left out other images.
+    """
+    if not fits:
+        raise UserError("fits must name at least one earlier fit, got none")
+    folders = [earlier_fit(fit, runs) for fit in fits]
+    teaches = _left_out_by(folders, paths)
+    networks = [
+        _for_student(load_network(folder, classes), name, network) for name, folder in zip(fits, folders, strict=True)
+    ]
+    return OutOfFoldTeacher(networks, torch.from_numpy(teaches), mode=mode, chunk_size=chunk_size)
+
+
+def _for_student(network: Network, name: str, student: Network) -> Network:
+    taken, given = (
+        n.model.in_channels if isinstance(n, ClassifyingModel) else n.in_channels for n in (network, student)
+    )
+    if taken != given:
+        raise UserError(f"{name} takes images of {taken} channels, the student's have {given}")
+    return network
+
+
+def _left_out_by(folders: Sequence[Path], paths: NDArray[np.str_]) -> NDArray[np.int64]:
+    """For each training image (N,) which of the runs left it out."""
+    found = np.full(len(paths), -1)
+    for index, folder in enumerate(folders):
+        rows = _left_out(folder / LEFT_OUT, paths)
+        if (found[rows] >= 0).any():
+            row = rows[found[rows] >= 0][0]
+            raise UserError(f"{folders[found[row]].name} and {folder.name} both left out row {row}, {paths[row]}")
+        found[rows] = index
+    if (found < 0).any():
+        row = int((found < 0).argmax())
+        raise UserError(f"{int((found < 0).sum())} images were left out by none of the fits, such as {paths[row]}")
+    return found
+
+
+def _left_out(path: Path, paths: NDArray[np.str_]) -> NDArray[np.int64]:
+    if not path.is_file():
+        raise UserError(f"{path.parent.name} left out no images: set data.image_folds and data.image_fold for it")
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            recorded = [(int(row["row"]), row["path"]) for row in csv.DictReader(file)]
+    except (UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    for row, name in recorded:
+        if not 0 <= row < len(paths) or paths[row] != name:
+            raise UserError(f"{path} is of other training images: row {row} is {name} there")
+    return np.array([row for row, _ in recorded], np.int64)
