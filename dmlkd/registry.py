@@ -52,6 +52,8 @@ TRANSFORMS = {
 }
 
 METHODS = {
+    "adaptive_labels": MethodEntry("dmlkd.distill:AdaptiveLabels", teacher=None, schedule="constant", classes=True),
+    "adversary": MethodEntry("dmlkd.distill:Adversary", teacher="finished_run", schedule="constant", classes=True),
     "cross_entropy": MethodEntry("dmlkd.distill:CrossEntropy", teacher=None, schedule="constant", classes=True),
     "cs_kd": MethodEntry("dmlkd.distill:PosteriorDistillation", teacher="partner", schedule="constant", classes=True),
     "lsd": MethodEntry("dmlkd.distill:ListwiseSelfDistillation", teacher="previous_epoch", schedule="linear_ramp"),
@@ -59,10 +61,14 @@ METHODS = {
     "posterior": MethodEntry(
         "dmlkd.distill:PosteriorDistillation", teacher="previous_epoch", schedule="constant", classes=True
     ),
+    "ps_kd": MethodEntry("dmlkd.distill:ps_kd", teacher="previous_epoch", schedule="constant", classes=True),
     "s2sd": MethodEntry("dmlkd.distill:ListwiseSelfDistillation", teacher="wider_heads", schedule="constant"),
+    "sd_dropout": MethodEntry("dmlkd.distill:SelfDistillationDropout", teacher=None, schedule="constant", classes=True),
+    "skd": MethodEntry("dmlkd.distill:skd", teacher="class_geometry", schedule="constant", classes=True),
 }
 
 TEACHERS = {
+    "class_geometry": "dmlkd.distill:ClassGeometryTeacher",
     "finished_run": "dmlkd.training.teachers:finished_run",
     "moving_average": "dmlkd.distill:MovingAverageTeacher",
     "partner": "dmlkd.distill:PartnerTeacher",

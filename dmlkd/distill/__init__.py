@@ -3,8 +3,12 @@
 Imports torch alone: neither Lightning nor FAISS nor the trainer.
 """
 
+from dmlkd.distill.adaptive_labels import AdaptiveLabels, ResidualLosses, residual_divergence
+from dmlkd.distill.adversary import Adversary, AdversaryLosses, adversarial_losses
 from dmlkd.distill.diffusion import OnlineBatchDiffusion, diffused_lists
+from dmlkd.distill.dropout import SelfDistillationDropout, mutual_divergence
 from dmlkd.distill.functional import divergence_from_lists, listwise_divergence
+from dmlkd.distill.geometry import ClassGeometryTeacher, neighbour_logits, skd
 from dmlkd.distill.heads import WiderHeadsTeacher
 from dmlkd.distill.lsd import ListwiseSelfDistillation
 from dmlkd.distill.memory import RememberedTeacher, RowMemory
@@ -17,6 +21,7 @@ from dmlkd.distill.posteriors import (
     mixed_cross_entropy,
     posterior_divergence,
 )
+from dmlkd.distill.ps_kd import ps_kd
 from dmlkd.distill.schedules import Constant, Cosine, LinearRamp, Schedule, WarmUp
 from dmlkd.distill.teachers import (
     FrozenTeacher,
@@ -28,6 +33,10 @@ from dmlkd.distill.teachers import (
 )
 
 __all__ = [
+    "AdaptiveLabels",
+    "Adversary",
+    "AdversaryLosses",
+    "ClassGeometryTeacher",
     "Constant",
     "Cosine",
     "CrossEntropy",
@@ -43,15 +52,23 @@ __all__ = [
     "PosteriorDistillation",
     "PreviousEpochTeacher",
     "RememberedTeacher",
+    "ResidualLosses",
     "RowMemory",
     "Schedule",
+    "SelfDistillationDropout",
     "SnapshotTeacher",
     "Teacher",
     "WarmUp",
     "WiderHeadsTeacher",
+    "adversarial_losses",
     "diffused_lists",
     "divergence_from_lists",
     "listwise_divergence",
     "mixed_cross_entropy",
+    "mutual_divergence",
+    "neighbour_logits",
     "posterior_divergence",
+    "ps_kd",
+    "residual_divergence",
+    "skd",
 ]
