@@ -75,14 +75,13 @@ def test_what_a_method_learns_is_trained_at_the_rate_of_the_metric_loss_and_left
 
 def test_masks_go_on_where_a_checkpoint_was():
     config = configured("distill=[{name: sd_dropout, weight: 1}]")
-    parts, again = build(config), build(config)
+    parts, again, fresh = build(config), build(config), build(config)
     parts.objective.after_step(parts.student)
     again.objective.load_state_dict(parts.objective.state_dict())
     features = torch.randn(4, parts.model.trunk.channels)
-    again.student.load_state_dict(parts.student.state_dict())
-    for p in (parts, again):
-        p.student.eval()
-    losses = [p.objective.methods["sd_dropout"](features=features) for p in (parts, again, build(config))]
+    for other in (again, fresh):
+        other.student.load_state_dict(parts.student.state_dict())
+    losses = [p.objective.methods["sd_dropout"](features=features) for p in (parts, again, fresh)]
     assert losses[0] == losses[1] != losses[2]
 
 
@@ -109,6 +108,10 @@ WRONG = {
     "no neighbours": (
         ["distill=[{name: skd, weight: 1, teacher: {name: class_geometry, neighbours: 0}}]"],
         "neighbours must be .*got 0",
+    ),
+    "class geometry without classes": (
+        ["distill=[{name: lsd, weight: 1, teacher: class_geometry}]"],
+        "ClassGeometryTeacher reads class scores, which no method of distill does",
     ),
     "lists from class geometry": (
         ["distill=[{name: lsd, weight: 1, teacher: class_geometry}, {name: cs_kd, weight: 1}]"],
