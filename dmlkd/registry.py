@@ -59,6 +59,8 @@ METHODS = {
         "dmlkd.distill:BetaSmoothing", teacher="moving_average", schedule="constant", classes=True
     ),
     "bsd": MethodEntry("dmlkd.distill:bsd", teacher="evidence", schedule="constant", classes=True),
+    "adaptive_labels": MethodEntry("dmlkd.distill:AdaptiveLabels", teacher=None, schedule="constant", classes=True),
+    "adversary": MethodEntry("dmlkd.distill:Adversary", teacher="finished_run", schedule="constant", classes=True),
     "cross_entropy": MethodEntry("dmlkd.distill:CrossEntropy", teacher=None, schedule="constant", classes=True),
     "cs_kd": MethodEntry("dmlkd.distill:PosteriorDistillation", teacher="partner", schedule="constant", classes=True),
     "lsd": MethodEntry("dmlkd.distill:ListwiseSelfDistillation", teacher="previous_epoch", schedule="linear_ramp"),
@@ -68,10 +70,13 @@ METHODS = {
     ),
     "ps_kd": MethodEntry("dmlkd.distill:ps_kd", teacher="remembered_posterior", schedule="constant", classes=True),
     "s2sd": MethodEntry("dmlkd.distill:ListwiseSelfDistillation", teacher="wider_heads", schedule="constant"),
+    "sd_dropout": MethodEntry("dmlkd.distill:SelfDistillationDropout", teacher=None, schedule="constant", classes=True),
+    "skd": MethodEntry("dmlkd.distill:skd", teacher="class_geometry", schedule="constant", classes=True),
 }
 
 TEACHERS = {
     "evidence": "dmlkd.distill:EvidenceTeacher",
+    "class_geometry": "dmlkd.distill:ClassGeometryTeacher",
     "finished_run": "dmlkd.training.teachers:finished_run",
     "moving_average": "dmlkd.distill:MovingAverageTeacher",
     "out_of_fold": "dmlkd.training.teachers:out_of_fold",

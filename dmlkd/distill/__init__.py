@@ -3,12 +3,16 @@
 Imports torch alone: neither Lightning nor FAISS nor the trainer.
 """
 
+from dmlkd.distill.adaptive_labels import AdaptiveLabels, ResidualLosses, residual_divergence
+from dmlkd.distill.adversary import Adversary, AdversaryLosses, adversarial_losses
 from dmlkd.distill.beta_smoothing import BetaSmoothing, ranked_beta, smoothed_cross_entropy
 from dmlkd.distill.corrected import CorrectedDistillation
 from dmlkd.distill.cross_fitting import OutOfFoldTeacher
 from dmlkd.distill.diffusion import OnlineBatchDiffusion, diffused_lists
+from dmlkd.distill.dropout import SelfDistillationDropout, mutual_divergence
 from dmlkd.distill.evidence import EvidenceTeacher, bsd, updated_means
 from dmlkd.distill.functional import divergence_from_lists, listwise_divergence
+from dmlkd.distill.geometry import ClassGeometryTeacher, neighbour_logits, skd
 from dmlkd.distill.heads import WiderHeadsTeacher
 from dmlkd.distill.lsd import ListwiseSelfDistillation
 from dmlkd.distill.memory import RememberedTeacher, RowMemory
@@ -34,7 +38,11 @@ from dmlkd.distill.teachers import (
 )
 
 __all__ = [
+    "AdaptiveLabels",
+    "Adversary",
+    "AdversaryLosses",
     "BetaSmoothing",
+    "ClassGeometryTeacher",
     "Constant",
     "CorrectedDistillation",
     "Cosine",
@@ -55,20 +63,27 @@ __all__ = [
     "PreviousEpochTeacher",
     "RememberedPosteriorTeacher",
     "RememberedTeacher",
+    "ResidualLosses",
     "RowMemory",
     "Schedule",
+    "SelfDistillationDropout",
     "SnapshotTeacher",
     "Teacher",
     "WarmUp",
     "WiderHeadsTeacher",
+    "adversarial_losses",
     "bsd",
     "diffused_lists",
     "divergence_from_lists",
     "listwise_divergence",
     "mixed_cross_entropy",
+    "mutual_divergence",
+    "neighbour_logits",
     "posterior_divergence",
     "ps_kd",
     "ranked_beta",
+    "residual_divergence",
+    "skd",
     "smoothed_cross_entropy",
     "updated_means",
 ]

@@ -32,6 +32,9 @@ class DistillationMethod(nn.Module, ABC):
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Called before each epoch, counted from 0, of so many in all; and when a run goes on within an epoch."""
 
+    def after_step(self) -> None:
+        """Called after each step of the optimiser; a method that draws counts them, so that processes draw alike."""
+
     @abstractmethod
     def from_signals(self, *, batch: Batch, student: Signals, teacher: Signals | None) -> Tensor:
         """Return the loss of one batch, a scalar.

@@ -241,6 +241,10 @@ def _terms(configs: tuple[TermConfig, ...], supplies: Mapping[str, Any]) -> list
 def _supplied(target: Callable[..., T], arguments: Mapping[str, Any], path: Keys, supplies: Mapping[str, Any]) -> T:
     """A part with its arguments, and what it asks for of the run that it is part of."""
     asked = parameters(target)
+    if {"class_scores", "classify"} & (set(asked) - set(supplies)):
+        raise ConfigError(
+            f"{getattr(target, '__name__', target)} reads class scores, which no method of distill does", path
+        )
     return _built(target, arguments, path, **{name: value for name, value in supplies.items() if name in asked})
 
 

@@ -177,11 +177,13 @@ class Objective(nn.Module):
             teacher.start_epoch(network, epoch)
 
     def after_step(self, network: nn.Module) -> None:
-        """Let the teachers follow the network, after a step of the optimiser.
+        """Let methods and teachers know of a step of the optimiser; teachers follow the network.
 
         Args:
             network: the student, as the step left it.
         """
+        for term in self.terms:
+            term.method.after_step()
         for teacher in self._teachers():
             teacher.after_step(network)
 

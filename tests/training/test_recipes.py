@@ -5,12 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch.utils.data import DataLoader
 
 from dmlkd.config import load_config
+from dmlkd.models import save_classes
 from dmlkd.training import EmbeddingModule
 from dmlkd.training.building import build
 from dmlkd.training.fitting import optimizer
+from dmlkd.training.teachers import CLASSES
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = sorted((CONFIGS / "omniglot-small").glob("*.yaml"))
@@ -40,9 +43,22 @@ def test_there_is_a_recipe_for_each_family():
     assert {path.stem for path in RECIPES} == FAMILIES
 
 
+def taught_by(path, folder, overrides):
+    """What gives each term of a recipe that a finished run teaches a run, of the recipe's own model, in a folder."""
+    terms = yaml.safe_load(path.read_text())["distill"]
+    taught = [i for i, term in enumerate(terms) if "finished_run" in str(term.get("teacher"))]
+    if taught:
+        parts = build(load_config(path, [*overrides, "distill=[{name: cross_entropy, weight: 1}]"])[0])
+        parts.model.save_pretrained(folder / "model")
+        save_classes(parts.student.classes, folder / CLASSES)
+    return [f"distill.{i}.teacher.path={folder}" for i in taught]
+
+
 @pytest.mark.parametrize("path", [*RECIPES, *METHODS], ids=lambda path: path.stem)
-def test_a_recipe_trains_for_a_few_steps(path, omniglot):
-    config, _ = load_config(path, [f"data.root={omniglot}", "distill.0.schedule=constant", "data.in_memory=false"])
+def test_a_recipe_trains_for_a_few_steps(path, omniglot, tmp_path):
+    overrides = [f"data.root={omniglot}", "data.in_memory=false"]
+    overrides += ["distill.0.schedule=constant", *taught_by(path, tmp_path, overrides)]
+    config, _ = load_config(path, overrides)
     torch.manual_seed(0)
     parts = build(config)
     student, objective = parts.student, parts.objective

@@ -72,6 +72,12 @@ KINDS = {
         "distill=[{name: ps_kd, weight: 1, teacher: {name: remembered_posterior, top_k: 2, mapped_above: 0}}]",
         "train.sampler=published",
     ],
+    "class scores of a loss, learned labels, class geometry, drawn masks, an adversary": [
+        "metric_loss={name: NormalizedSoftmaxLoss, temperature: 0.1}",
+        "miner=null",
+        "distill=[{name: adaptive_labels, weight: 1}, {name: skd, weight: 1}, {name: sd_dropout, weight: 1}, "
+        "{name: adversary, weight: 0.1, teacher: previous_epoch}, {name: ps_kd, weight: 1}]",
+    ],
     "snapshot, whole batches": [
         "distill.0.teacher={name: snapshot, every: 3}",
         "data.on_device=true",
