@@ -52,18 +52,29 @@ TRANSFORMS = {
 }
 
 METHODS = {
+    "ambiguity": MethodEntry(
+        "dmlkd.distill:AmbiguityDistillation", teacher="lower_exit", schedule="after", classes=True
+    ),
     "cross_entropy": MethodEntry("dmlkd.distill:CrossEntropy", teacher=None, schedule="constant", classes=True),
     "cs_kd": MethodEntry("dmlkd.distill:PosteriorDistillation", teacher="partner", schedule="constant", classes=True),
+    "kddg": MethodEntry(
+        "dmlkd.distill:GradientFilteredDistillation", teacher="finished_run", schedule="constant", classes=True
+    ),
     "lsd": MethodEntry("dmlkd.distill:ListwiseSelfDistillation", teacher="previous_epoch", schedule="linear_ramp"),
     "obd_sd": MethodEntry("dmlkd.distill:OnlineBatchDiffusion", teacher="previous_epoch", schedule="linear_ramp"),
     "posterior": MethodEntry(
         "dmlkd.distill:PosteriorDistillation", teacher="previous_epoch", schedule="constant", classes=True
     ),
     "s2sd": MethodEntry("dmlkd.distill:ListwiseSelfDistillation", teacher="wider_heads", schedule="constant"),
+    "subclass": MethodEntry(
+        "dmlkd.distill:SubclassDistillation", teacher="finished_run", schedule="constant", classes=True
+    ),
+    "subclass_spread": MethodEntry("dmlkd.distill:SubclassSpread", teacher=None, schedule="constant", classes=True),
 }
 
 TEACHERS = {
     "finished_run": "dmlkd.training.teachers:finished_run",
+    "lower_exit": "dmlkd.distill:LowerExitTeacher",
     "moving_average": "dmlkd.distill:MovingAverageTeacher",
     "partner": "dmlkd.distill:PartnerTeacher",
     "previous_epoch": "dmlkd.distill:PreviousEpochTeacher",
@@ -73,6 +84,7 @@ TEACHERS = {
 }
 
 SCHEDULES = {
+    "after": "dmlkd.distill:After",
     "constant": "dmlkd.distill:Constant",
     "cosine": "dmlkd.distill:Cosine",
     "linear_ramp": "dmlkd.distill:LinearRamp",

@@ -3,9 +3,12 @@
 Imports torch alone: neither Lightning nor FAISS nor the trainer.
 """
 
+from dmlkd.distill.ambiguity import AmbiguityDistillation, recalibrated_logits
 from dmlkd.distill.diffusion import OnlineBatchDiffusion, diffused_lists
 from dmlkd.distill.functional import divergence_from_lists, listwise_divergence
 from dmlkd.distill.heads import WiderHeadsTeacher
+from dmlkd.distill.kddg import GradientFilteredDistillation
+from dmlkd.distill.lower_exit import LowerExitTeacher
 from dmlkd.distill.lsd import ListwiseSelfDistillation
 from dmlkd.distill.memory import RememberedTeacher, RowMemory
 from dmlkd.distill.method import DistillationMethod
@@ -17,7 +20,8 @@ from dmlkd.distill.posteriors import (
     mixed_cross_entropy,
     posterior_divergence,
 )
-from dmlkd.distill.schedules import Constant, Cosine, LinearRamp, Schedule, WarmUp
+from dmlkd.distill.schedules import After, Constant, Cosine, LinearRamp, Schedule, WarmUp
+from dmlkd.distill.subclasses import SubclassDistillation, SubclassSpread, subclass_spread
 from dmlkd.distill.teachers import (
     FrozenTeacher,
     Lesson,
@@ -28,15 +32,19 @@ from dmlkd.distill.teachers import (
 )
 
 __all__ = [
+    "After",
+    "AmbiguityDistillation",
     "Constant",
     "Cosine",
     "CrossEntropy",
     "DistillationMethod",
     "FrozenTeacher",
+    "GradientFilteredDistillation",
     "LabelMixing",
     "Lesson",
     "LinearRamp",
     "ListwiseSelfDistillation",
+    "LowerExitTeacher",
     "MovingAverageTeacher",
     "OnlineBatchDiffusion",
     "PartnerTeacher",
@@ -46,6 +54,8 @@ __all__ = [
     "RowMemory",
     "Schedule",
     "SnapshotTeacher",
+    "SubclassDistillation",
+    "SubclassSpread",
     "Teacher",
     "WarmUp",
     "WiderHeadsTeacher",
@@ -54,4 +64,6 @@ __all__ = [
     "listwise_divergence",
     "mixed_cross_entropy",
     "posterior_divergence",
+    "recalibrated_logits",
+    "subclass_spread",
 ]

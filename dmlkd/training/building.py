@@ -128,6 +128,7 @@ def build_losses(
         "rows": rows,
         "dim": model.dim,
         "features": model.trunk.channels,
+        "stages": model.trunk.stage_channels,
         "chunk_size": config.train.chunk_size,
         "metric_loss": metric_loss,
         "miner": miner,
