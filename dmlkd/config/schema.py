@@ -51,6 +51,12 @@ class DataConfig(Part):
     folds: int | None = Field(default=None, ge=2, description="hold out one of so many shares of the classes instead")
     fold: int = Field(default=0, ge=0, description="which of them")
     test_domain: str | None = Field(default=None, description="test on this domain, train on all others")
+    test_share: float | None = Field(
+        default=None, gt=0, lt=1, description="test on this share of each class's images, train on the others"
+    )
+    superclasses: dict[str, tuple[str | int, ...]] | None = Field(
+        default=None, description="train on these, each a list of classes; validation and test keep the classes"
+    )
     seen_classes: bool = Field(default=False, description="allow classes of training in the test")
 
 

@@ -5,10 +5,13 @@ from typing import Literal
 
 from dmlkd.distill import FrozenTeacher
 from dmlkd.errors import UserError
-from dmlkd.models import ClassifyingModel, EmbeddingModel, load_classes
+from dmlkd.models import ClassifyingModel, ClassScores, EmbeddingModel, load_classes
+from dmlkd.signals import Need
 
 CLASSES = "classes.safetensors"
 """The class scores of the training classes, in the folder of a run that had them."""
+
+_SCORES: tuple[Need, ...] = ("logits", "subclass_logits")
 
 
 def finished_run(
@@ -24,7 +27,7 @@ def finished_run(
     Args:
         network: the student.
         path: a run folder, or a model folder written by ``save_pretrained``. It gives class scores if it is the folder
-            of a run that had them, of as many classes.
+            of a run that had them, of as many classes, and scores of subclasses if there are as many of each class.
         classes: C, how many classes the student is trained on.
         mode: "eval" or "train", the mode it runs in.
         chunk_size: how many images it runs on at a time; None: on the whole batch.
@@ -38,7 +41,24 @@ def finished_run(
         raise UserError(
             f"{path} takes images of {model.in_channels} channels, the student's have {student.in_channels}"
         )
-    scores = load_classes(path / CLASSES) if (path / CLASSES).is_file() else None
-    if scores is None or len(scores.centres()) != classes:
-        return FrozenTeacher(model, mode=mode, chunk_size=chunk_size)
-    return FrozenTeacher(ClassifyingModel(model, scores), mode=mode, chunk_size=chunk_size)
+    if not (path / CLASSES).is_file():
+        teacher = FrozenTeacher(model, mode=mode, chunk_size=chunk_size)
+        teacher.lacks = dict.fromkeys(_SCORES, f"{path} has no class scores: no term of its run read any")
+        return teacher
+    scores = load_classes(path / CLASSES)
+    teacher = FrozenTeacher(ClassifyingModel(model, scores), mode=mode, chunk_size=chunk_size)
+    teacher.lacks = _misfits(path, scores, classes=classes, network=network)
+    teacher.gives -= teacher.lacks.keys()
+    return teacher
+
+
+def _misfits(
+    path: Path, scores: ClassScores, *, classes: int, network: EmbeddingModel | ClassifyingModel
+) -> dict[Need, str]:
+    """The class scores that cannot be compared with the student's, each with the reason."""
+    found, subclasses, _ = scores.centres().shape
+    if found != classes:
+        return dict.fromkeys(_SCORES, f"{path} scores {found} classes, the student is trained on {classes}")
+    if isinstance(network, ClassifyingModel) and (own := network.classes.centres().shape[1]) != subclasses:
+        return {"subclass_logits": f"{path} has {subclasses} subclasses of each class, the student {own}"}
+    return {}

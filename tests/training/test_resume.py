@@ -61,6 +61,10 @@ KINDS = {
     "class scores of an auxiliary head, partners": [
         "distill=[{name: cs_kd, weight: 1}, {name: posterior, weight: 1}]",
     ],
+    "lower exit in its second phase, subclasses": [
+        "distill=[{name: ambiguity, weight: 1, schedule: after}, {name: subclass_spread, weight: 1}]",
+        "classes={subclasses: 2}",
+    ],
     "snapshot, whole batches": [
         "distill.0.teacher={name: snapshot, every: 3}",
         "data.on_device=true",
