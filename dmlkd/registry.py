@@ -61,8 +61,14 @@ METHODS = {
     "bsd": MethodEntry("dmlkd.distill:bsd", teacher="evidence", schedule="constant", classes=True),
     "adaptive_labels": MethodEntry("dmlkd.distill:AdaptiveLabels", teacher=None, schedule="constant", classes=True),
     "adversary": MethodEntry("dmlkd.distill:Adversary", teacher="finished_run", schedule="constant", classes=True),
+    "ambiguity": MethodEntry(
+        "dmlkd.distill:AmbiguityDistillation", teacher="lower_exit", schedule="after", classes=True
+    ),
     "cross_entropy": MethodEntry("dmlkd.distill:CrossEntropy", teacher=None, schedule="constant", classes=True),
     "cs_kd": MethodEntry("dmlkd.distill:PosteriorDistillation", teacher="partner", schedule="constant", classes=True),
+    "kddg": MethodEntry(
+        "dmlkd.distill:GradientFilteredDistillation", teacher="finished_run", schedule="constant", classes=True
+    ),
     "lsd": MethodEntry("dmlkd.distill:ListwiseSelfDistillation", teacher="previous_epoch", schedule="linear_ramp"),
     "obd_sd": MethodEntry("dmlkd.distill:OnlineBatchDiffusion", teacher="previous_epoch", schedule="linear_ramp"),
     "posterior": MethodEntry(
@@ -72,12 +78,17 @@ METHODS = {
     "s2sd": MethodEntry("dmlkd.distill:ListwiseSelfDistillation", teacher="wider_heads", schedule="constant"),
     "sd_dropout": MethodEntry("dmlkd.distill:SelfDistillationDropout", teacher=None, schedule="constant", classes=True),
     "skd": MethodEntry("dmlkd.distill:skd", teacher="class_geometry", schedule="constant", classes=True),
+    "subclass": MethodEntry(
+        "dmlkd.distill:SubclassDistillation", teacher="finished_run", schedule="constant", classes=True
+    ),
+    "subclass_spread": MethodEntry("dmlkd.distill:SubclassSpread", teacher=None, schedule="constant", classes=True),
 }
 
 TEACHERS = {
     "evidence": "dmlkd.distill:EvidenceTeacher",
     "class_geometry": "dmlkd.distill:ClassGeometryTeacher",
     "finished_run": "dmlkd.training.teachers:finished_run",
+    "lower_exit": "dmlkd.distill:LowerExitTeacher",
     "moving_average": "dmlkd.distill:MovingAverageTeacher",
     "out_of_fold": "dmlkd.training.teachers:out_of_fold",
     "partner": "dmlkd.distill:PartnerTeacher",
@@ -89,6 +100,7 @@ TEACHERS = {
 }
 
 SCHEDULES = {
+    "after": "dmlkd.distill:After",
     "constant": "dmlkd.distill:Constant",
     "cosine": "dmlkd.distill:Cosine",
     "linear_ramp": "dmlkd.distill:LinearRamp",

@@ -21,6 +21,7 @@ SUPPLIED_TO_TERMS = (
     "rows",
     "dim",
     "features",
+    "stages",
     "chunk_size",
     "metric_loss",
     "miner",

@@ -58,6 +58,12 @@ class DataConfig(Part):
     image_fold: int | None = Field(default=None, ge=0, description="train on all of them but this; None: on all")
     tasks: int | None = Field(default=None, ge=2, description="deal the training classes out to so many tasks")
     task: int | None = Field(default=None, ge=0, description="train on the classes of this one; None: on all")
+    test_share: float | None = Field(
+        default=None, gt=0, lt=1, description="test on this share of each class's images, train on the others"
+    )
+    superclasses: dict[str, tuple[str | int, ...]] | None = Field(
+        default=None, description="train on these, each a list of classes; validation and test keep the classes"
+    )
     seen_classes: bool = Field(default=False, description="allow classes of training in the test")
 
 

@@ -10,7 +10,16 @@ from dmlkd.data.noise import NoiseKind, noisy_labels
 from dmlkd.data.omniglot import omniglot, omniglot_small
 from dmlkd.data.sampling import ClassBalancedBatchSampler
 from dmlkd.data.sop import sop
-from dmlkd.data.splits import DataSplits, class_folds, hold_out_images, leave_domain_out, seen_classes, split_classes
+from dmlkd.data.splits import (
+    DataSplits,
+    class_folds,
+    hold_out_images,
+    leave_domain_out,
+    merged_classes,
+    seen_classes,
+    split_classes,
+    split_images,
+)
 from dmlkd.data.table import ImageTable
 from dmlkd.data.tabular import table_file
 
@@ -28,11 +37,13 @@ __all__ = [
     "image_folder",
     "inshop",
     "leave_domain_out",
+    "merged_classes",
     "noisy_labels",
     "omniglot",
     "omniglot_small",
     "seen_classes",
     "sop",
     "split_classes",
+    "split_images",
     "table_file",
 ]

@@ -16,7 +16,8 @@ def omniglot(root: Path, *, complete: bool = True) -> ImageTable:
     """Read Omniglot: train on the background set (964 characters), test on the evaluation set (659 characters).
 
     Source: B. Lake, R. Salakhutdinov and J. Tenenbaum 2015, "Human-level concept learning through probabilistic
-    program induction", https://doi.org/10.1126/science.aab3050. A class is a character of an alphabet.
+    program induction", https://doi.org/10.1126/science.aab3050. A class is a character; its alphabet
+    is its domain.
 
     Args:
         root: a folder that holds ``images_background`` and ``images_evaluation``, each unpacked or as the ``.zip`` it
@@ -51,6 +52,7 @@ def _table(root: Path, sets: Mapping[str, str], left_out: Collection[str] = ()) 
     paths: list[str] = []
     names: list[str] = []
     split: list[str] = []
+    alphabets: list[str] = []
     for part, folder in sets.items():
         found, prefix = _drawings(root, folder)
         for path in found:
@@ -59,8 +61,11 @@ def _table(root: Path, sets: Mapping[str, str], left_out: Collection[str] = ()) 
                 paths.append(prefix + path)
                 names.append(f"{alphabet}/{character}")
                 split.append(part)
+                alphabets.append(alphabet)
     labels, class_names = numbered(strings(names))
-    return ImageTable(path_column(paths, root), labels, strings(split), class_names, root=root)
+    return ImageTable(
+        path_column(paths, root), labels, strings(split), class_names, root=root, domain=strings(alphabets)
+    )
 
 
 def _drawings(root: Path, folder: str) -> tuple[list[str], str]:

@@ -1,6 +1,6 @@
-"""Training, validation and test images of a run: by classes, by folds over classes, by domain."""
+"""Training, validation and test images of a run: by classes, by folds over classes, by domain, within classes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -178,6 +178,63 @@ def leave_domain_out(table: ImageTable, domain: str) -> ImageTable:
         raise DataError(f"all images are of domain {domain!r}: none is left to train on")
     split = np.where(table.domain == domain, strings(["test"]), strings(["train"]))
     return replace(table, split=split, role=None)
+
+
+def split_images(table: ImageTable, share: float) -> ImageTable:
+    """Split within the classes instead: the last share of each class's rows is for testing, the others for training.
+
+    Args:
+        table: its own split is not used.
+        share: of the rows of a class, above 0 and below 1, rounded, at least one and not all.
+
+    Raises:
+        ConfigError: if the share is out of range.
+        DataError: if a class has but one image.
+    """
+    if not 0 < share < 1:
+        raise ConfigError(f"test_share must be above 0 and below 1, got {share}")
+    _, class_of_row, sizes = np.unique(table.labels, return_inverse=True, return_counts=True)
+    if sizes.min() < 2:
+        raise DataError(f"class {table.class_names[sizes.argmin()]!r} has but one image: it cannot be split")
+    first = np.clip(np.rint((1 - share) * sizes).astype(np.int64), 1, sizes - 1)
+    order = np.argsort(class_of_row, kind="stable")
+    place = np.empty(len(table), dtype=np.int64)  # of each row within its class
+    place[order] = np.arange(len(table)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    split = np.where(place < first[class_of_row], strings(["train"]), strings(["test"]))
+    return replace(table, split=split, role=None)
+
+
+def merged_classes(table: ImageTable, superclasses: Mapping[str, Sequence[str | int]]) -> ImageTable:
+    """Give each image the label of the superclass that its class belongs to.
+
+    Args:
+        table: the training rows.
+        superclasses: by name, the names or ids of the classes in each; it may name classes that have no row.
+
+    Raises:
+        ConfigError: if a class is in two superclasses or in none, or all images are of one.
+
+    >>> names = strings(["a", "b", "c"])
+    >>> table = ImageTable(names, np.array([3, 5, 8]), strings(["train"] * 3), names)
+    >>> merged_classes(table, {"both": ["a", 8], "other": ["b"]}).labels
+    array([0, 1, 0])
+    """
+    member_of: dict[str, int] = {}
+    for number, (name, members) in enumerate(superclasses.items()):
+        for member in map(str, members):
+            if member_of.setdefault(member, number) != number:
+                raise ConfigError(f"class {member} is in two superclasses, one of them {name!r}")
+    merged = []
+    for label, name in zip(np.unique(table.labels).tolist(), map(str, table.class_names), strict=True):
+        found = member_of.get(name, member_of.get(str(label)))
+        if found is None:
+            raise ConfigError(f"class {name!r} is in no superclass; every class that is trained on must be")
+        merged.append(found)
+    used = np.unique(merged)
+    if len(used) < 2:
+        raise ConfigError("all images that are trained on are of one superclass; at least 2 are needed")
+    labels = np.array(merged)[np.unique(table.labels, return_inverse=True)[1]]
+    return replace(table, labels=labels, class_names=strings([list(superclasses)[number] for number in used]))
 
 
 def split_by_class(

@@ -5,6 +5,7 @@ Imports torch alone: neither Lightning nor FAISS nor the trainer.
 
 from dmlkd.distill.adaptive_labels import AdaptiveLabels, ResidualLosses, residual_divergence
 from dmlkd.distill.adversary import Adversary, AdversaryLosses, adversarial_losses
+from dmlkd.distill.ambiguity import AmbiguityDistillation, recalibrated_logits
 from dmlkd.distill.beta_smoothing import BetaSmoothing, ranked_beta, smoothed_cross_entropy
 from dmlkd.distill.corrected import CorrectedDistillation
 from dmlkd.distill.cross_fitting import OutOfFoldTeacher
@@ -14,6 +15,8 @@ from dmlkd.distill.evidence import EvidenceTeacher, bsd, updated_means
 from dmlkd.distill.functional import divergence_from_lists, listwise_divergence
 from dmlkd.distill.geometry import ClassGeometryTeacher, neighbour_logits, skd
 from dmlkd.distill.heads import WiderHeadsTeacher
+from dmlkd.distill.kddg import GradientFilteredDistillation
+from dmlkd.distill.lower_exit import LowerExitTeacher
 from dmlkd.distill.lsd import ListwiseSelfDistillation
 from dmlkd.distill.memory import RememberedTeacher, RowMemory
 from dmlkd.distill.method import DistillationMethod
@@ -27,7 +30,8 @@ from dmlkd.distill.posteriors import (
     posterior_divergence,
 )
 from dmlkd.distill.remembered_posterior import RememberedPosteriorTeacher, ps_kd
-from dmlkd.distill.schedules import Constant, Cosine, LinearRamp, Schedule, WarmUp
+from dmlkd.distill.schedules import After, Constant, Cosine, LinearRamp, Schedule, WarmUp
+from dmlkd.distill.subclasses import SubclassDistillation, SubclassSpread, subclass_spread
 from dmlkd.distill.teachers import (
     FrozenTeacher,
     Lesson,
@@ -41,6 +45,8 @@ __all__ = [
     "AdaptiveLabels",
     "Adversary",
     "AdversaryLosses",
+    "After",
+    "AmbiguityDistillation",
     "BetaSmoothing",
     "ClassGeometryTeacher",
     "Constant",
@@ -50,10 +56,12 @@ __all__ = [
     "DistillationMethod",
     "EvidenceTeacher",
     "FrozenTeacher",
+    "GradientFilteredDistillation",
     "LabelMixing",
     "Lesson",
     "LinearRamp",
     "ListwiseSelfDistillation",
+    "LowerExitTeacher",
     "MovingAverageTeacher",
     "OnlineBatchDiffusion",
     "OutOfFoldTeacher",
@@ -68,6 +76,8 @@ __all__ = [
     "Schedule",
     "SelfDistillationDropout",
     "SnapshotTeacher",
+    "SubclassDistillation",
+    "SubclassSpread",
     "Teacher",
     "WarmUp",
     "WiderHeadsTeacher",
@@ -82,8 +92,10 @@ __all__ = [
     "posterior_divergence",
     "ps_kd",
     "ranked_beta",
+    "recalibrated_logits",
     "residual_divergence",
     "skd",
     "smoothed_cross_entropy",
+    "subclass_spread",
     "updated_means",
 ]

@@ -89,6 +89,30 @@ class WarmUp(Schedule):
 
 
 @dataclass(frozen=True)
+class After(Schedule):
+    """0 in the first ``epochs`` epochs, then 1: a second phase.
+
+    Args:
+        epochs: how many epochs the first phase takes, at least 1.
+
+    Raises:
+        ValueError: unless ``epochs`` is a whole number of at least 1.
+
+    >>> [After(epochs=3)(e, 4) for e in range(4)]
+    [0.0, 0.0, 0.0, 1.0]
+    """
+
+    epochs: int = 1
+
+    def __post_init__(self) -> None:
+        whole("epochs", self.epochs)
+
+    @override
+    def factor(self, epoch: int, epochs: int) -> float:
+        return float(epoch >= self.epochs)
+
+
+@dataclass(frozen=True)
 class Cosine(Schedule):
     """Half a cosine from ``start`` in the first epoch to ``end`` in the last; ``start`` if there is but one.
 

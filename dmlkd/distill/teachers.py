@@ -2,7 +2,8 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -46,12 +47,14 @@ class Teacher(nn.Module, ABC):
 
     Attributes:
         gives: the fields of :class:`~dmlkd.signals.Signals` that it can be asked for.
+        lacks: why it cannot be asked for others, where that is worth saying.
         student_needs: fields of the student's signals that it reads.
         every_step: whether it is asked in every training step, also while its terms weigh nothing, because it learns
             or remembers something from each.
     """
 
     gives: frozenset[Need] = frozenset({"embeddings", "features", "logits", "subclass_logits", "stages"})
+    lacks: Mapping[Need, str] = MappingProxyType({})
     student_needs: ClassVar[frozenset[Need]] = frozenset()
     every_step: ClassVar[bool] = False
 

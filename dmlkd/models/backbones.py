@@ -1,5 +1,6 @@
 """Backbones by name: a small network of our own for small images, and torchvision's classification networks."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torchvision
@@ -14,16 +15,21 @@ class Trunk(nn.Module):
 
     Args:
         stages: run one after the other, shallow to deep.
-        channels: C of the last stage's output.
-        spatial: whether that output is a feature map (B, C, H, W), still to be pooled, or features (B, C).
+        channels: C of each stage's output.
+        spatial: whether the last output is a feature map (B, C, H, W), still to be pooled, or features (B, C).
     """
 
-    def __init__(self, stages: nn.Sequential, *, channels: int, spatial: bool) -> None:
+    def __init__(self, stages: nn.Sequential, *, channels: Sequence[int], spatial: bool) -> None:
         super().__init__()
         self.stages = stages
-        self.channels = channels
+        self.stage_channels = tuple(channels)
         self.spatial = spatial
         self._frozen_batch_norm = False
+
+    @property
+    def channels(self) -> int:
+        """C of the last stage's output."""
+        return self.stage_channels[-1]
 
     def freeze_batch_norm(self) -> None:
         """From now on batch norm normalises by its running statistics, which never move, in train mode too.
@@ -93,7 +99,7 @@ def convnet4(*, in_channels: int = 3, width: int = 32) -> Trunk:
             for block in range(4)
         )
     )
-    return Trunk(stages, channels=width, spatial=True)
+    return Trunk(stages, channels=[width] * len(stages), spatial=True)
 
 
 _OWN = {"convnet4": convnet4}
@@ -152,8 +158,10 @@ def _strip_classifier(network: nn.Module) -> Trunk:
     if isinstance(network, torchvision.models.ResNet):
         stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
         stages = nn.Sequential(stem, network.layer1, network.layer2, network.layer3, network.layer4)
-        return Trunk(stages, channels=network.fc.in_features, spatial=True)
+        layers = (network.layer1, network.layer2, network.layer3, network.layer4)
+        channels = [*(layer[0].conv1.in_channels for layer in layers), network.fc.in_features]
+        return Trunk(stages, channels=channels, spatial=True)
     path, last = [(p, m) for p, m in network.named_modules() if isinstance(m, nn.Linear)][-1]
     parent, _, attribute = path.rpartition(".")
     setattr(network.get_submodule(parent), attribute, nn.Identity())
-    return Trunk(nn.Sequential(network), channels=last.in_features, spatial=False)
+    return Trunk(nn.Sequential(network), channels=[last.in_features], spatial=False)

@@ -1,6 +1,6 @@
 """From a checked configuration to live parts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -168,6 +168,7 @@ def build_losses(
         "rows": rows,
         "dim": model.dim,
         "features": model.trunk.channels,
+        "stages": model.trunk.stage_channels,
         "chunk_size": config.train.chunk_size,
         "metric_loss": metric_loss,
         "miner": miner,
@@ -178,6 +179,7 @@ def build_losses(
     if isinstance(student, ClassifyingModel):
         supplies |= {"class_scores": student.classes, "classify": student.classify}
     terms = _terms(config.distill, supplies)
+    _check_subclasses(terms, scores)
     if isinstance(scores, ClassHead) and not any(term.method.supervises for term in terms):
         weight = (config.classes or ClassesConfig()).weight
         terms.append(Term(CrossEntropy(), weight=weight, name="classes"))
@@ -206,6 +208,15 @@ def _class_scores(config: RunConfig, loss: nn.Module, *, dim: int, classes: int)
         )
     section = config.classes or ClassesConfig()
     return ClassHead(dim=dim, classes=classes, subclasses=section.subclasses, scale=section.scale)
+
+
+def _check_subclasses(terms: Sequence[Term], scores: ClassScores | None) -> None:
+    """Refuse a term that reads subclasses where no class has two."""
+    reading = [term.label for term in terms if "subclass_logits" in term.method.student_needs]
+    if reading and scores is not None and scores.centres().shape[1] < 2:
+        raise ConfigError(
+            f"{reading[0]} needs at least 2 subclasses of each class; set classes.subclasses", ("classes",)
+        )
 
 
 def _terms(configs: tuple[TermConfig, ...], supplies: Mapping[str, Any]) -> list[Term]:

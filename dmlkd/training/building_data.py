@@ -16,9 +16,11 @@ from dmlkd.data import (
     class_folds,
     hold_out_images,
     leave_domain_out,
+    merged_classes,
     noisy_labels,
     seen_classes,
     split_classes,
+    split_images,
 )
 from dmlkd.data.batched import BatchPipeline
 from dmlkd.data.cache import cached
@@ -97,6 +99,11 @@ class _TrainingRows(NamedTuple):
 def _training_rows(table: ImageTable, config: DataConfig, seed: int) -> _TrainingRows:
     """The rows to train on, those held out for validation, and images held out of the classes trained on."""
     train, val = _validation(table, config, seed=seed)
+    if config.superclasses is not None:
+        try:
+            train = merged_classes(train, config.superclasses)
+        except ConfigError as error:
+            raise ConfigError(str(error), ("data", "superclasses")) from None
     train, seen = hold_out_images(train, config.held_out_images, seed=seed)
     if not config.noise:
         return _TrainingRows(train, val, seen, None)
@@ -164,14 +171,18 @@ def build_preprocessing(config: DataConfig) -> Preprocessing:
 
 
 def read_table(config: DataConfig) -> ImageTable:
-    """Read the table that a data section names, split by domain if it asks for that."""
+    """Read the table that a data section names, split by domain or within classes if it asks for that."""
     entry = registry.lookup(registry.DATA, "data set", config.name, ("data", "name"))
     reader = registry.load(entry.reader)
     arguments = {name: value for name, value in config.arguments.items() if name in parameters(reader)}
     if "root" in arguments:
         arguments["root"] = Path(arguments["root"])
     table: ImageTable = reader(**arguments)
-    return table if config.test_domain is None else leave_domain_out(table, config.test_domain)
+    if config.test_domain is not None and config.test_share is not None:
+        raise ConfigError("test_domain and test_share split the images in two ways; give one", ("data", "test_share"))
+    if config.test_domain is not None:
+        return leave_domain_out(table, config.test_domain)
+    return table if config.test_share is None else split_images(table, config.test_share)
 
 
 @dataclass(frozen=True)

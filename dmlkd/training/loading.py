@@ -69,13 +69,12 @@ def named_run(*, path: Path | None, fit: str | None, runs: Path | None) -> Path:
     return path
 
 
-def load_network(folder: Path, classes: int) -> EmbeddingModel | ClassifyingModel:
-    """The model of a finished run or of a model folder, with the run's class scores if it has some of so many classes.
+def load_network(folder: Path) -> EmbeddingModel | ClassifyingModel:
+    """The model of a finished run or of a model folder, with the run's class scores if it had some.
 
     Raises:
         UserError: if there is no model, or a file cannot be read.
     """
     model = EmbeddingModel.from_pretrained(folder)
     file = run_folder(folder) / CLASSES
-    scores = load_classes(file) if file.is_file() else None
-    return model if scores is None or len(scores.centres()) != classes else ClassifyingModel(model, scores)
+    return ClassifyingModel(model, load_classes(file)) if file.is_file() else model

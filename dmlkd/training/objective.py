@@ -44,9 +44,11 @@ class Term:
         name = type(self.method).__name__
         if not self.method.teacher_needs:
             raise ValueError(f"{name} takes no teacher, got {type(self.teacher).__name__}")
-        if missing := self.method.teacher_needs - self.teacher.gives:
+        if missing := sorted(self.method.teacher_needs - self.teacher.gives):
+            why = self.teacher.lacks.get(missing[0])
             raise ValueError(
-                f"{name} needs its teacher's {', '.join(sorted(missing))}, got {type(self.teacher).__name__}"
+                f"{name} needs its teacher's {', '.join(missing)}, got {type(self.teacher).__name__}"
+                + (f": {why}" if why else "")
             )
 
     @property

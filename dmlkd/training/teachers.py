@@ -12,12 +12,15 @@ from numpy.typing import NDArray
 from dmlkd.distill import FrozenTeacher, OutOfFoldTeacher
 from dmlkd.errors import UserError
 from dmlkd.models import ClassifyingModel, EmbeddingModel
+from dmlkd.signals import Need
 from dmlkd.training.loading import earlier_fit, load_network, named_run
 
 LEFT_OUT = "left_out.csv"
 """File of a run folder: the rows of the training images that the run did not train on."""
 
 Network = EmbeddingModel | ClassifyingModel
+
+_SCORES: tuple[Need, ...] = ("logits", "subclass_logits")
 
 
 def finished_run(
@@ -34,8 +37,9 @@ def finished_run(
 
     Args:
         network: the student.
-        classes: C, how many classes the student is trained on; a run with as many gives class scores, if it had any.
-        path: a run folder, or a model folder written by ``save_pretrained``.
+        classes: C, how many classes the student is trained on.
+        path: a run folder, or a model folder written by ``save_pretrained``. It gives class scores if it is the folder
+            of a run that had them, of as many classes, and scores of subclasses if there are as many of each class.
         fit: instead, the name of an earlier fit of the same plan.
         mode: "eval" or "train", the mode it runs in.
         chunk_size: how many images it runs on at a time; None: on the whole batch.
@@ -45,8 +49,11 @@ def finished_run(
         UserError: if there is no model, or it takes images of another number of channels than the student.
     """
     folder = named_run(path=path, fit=fit, runs=runs)
-    network = _for_student(load_network(folder, classes), str(fit or path), network)
-    return FrozenTeacher(network, mode=mode, chunk_size=chunk_size)
+    taught = _for_student(load_network(folder), str(fit or path), network)
+    teacher = FrozenTeacher(taught, mode=mode, chunk_size=chunk_size)
+    teacher.lacks = _misfits(str(fit or path), taught, classes=classes, student=network)
+    teacher.gives -= teacher.lacks.keys()
+    return teacher
 
 
 def out_of_fold(
@@ -64,7 +71,7 @@ def out_of_fold(
     Args:
         network: the student.
         fits: their names; each training image must have been left out by just one of them.
-        classes: C, how many classes the student is trained on; runs with as many give class scores, if they had any.
+        classes: C, how many classes the student is trained on.
         paths: (N,) of the training images.
         runs: where earlier fits of the same plan lie.
         mode: "eval" or "train", the mode they run in.
@@ -77,19 +84,37 @@ def out_of_fold(
         raise UserError("fits must name at least one earlier fit, got none")
     folders = [earlier_fit(fit, runs) for fit in fits]
     teaches = _left_out_by(folders, paths)
-    networks = [
-        _for_student(load_network(folder, classes), name, network) for name, folder in zip(fits, folders, strict=True)
-    ]
-    return OutOfFoldTeacher(networks, torch.from_numpy(teaches), mode=mode, chunk_size=chunk_size)
+    networks = {
+        name: _for_student(load_network(folder), name, network) for name, folder in zip(fits, folders, strict=True)
+    }
+    teacher = OutOfFoldTeacher(list(networks.values()), torch.from_numpy(teaches), mode=mode, chunk_size=chunk_size)
+    teacher.lacks = {
+        need: why
+        for name, taught in networks.items()
+        for need, why in _misfits(name, taught, classes=classes, student=network).items()
+    }
+    teacher.gives -= teacher.lacks.keys()
+    return teacher
 
 
-def _for_student(network: Network, name: str, student: Network) -> Network:
-    taken, given = (
-        n.model.in_channels if isinstance(n, ClassifyingModel) else n.in_channels for n in (network, student)
-    )
-    if taken != given:
-        raise UserError(f"{name} takes images of {taken} channels, the student's have {given}")
-    return network
+def _for_student(taught: Network, name: str, student: Network) -> Network:
+    models = (n.model if isinstance(n, ClassifyingModel) else n for n in (taught, student))
+    theirs, own = (model.in_channels for model in models)
+    if theirs != own:
+        raise UserError(f"{name} takes images of {theirs} channels, the student's have {own}")
+    return taught
+
+
+def _misfits(name: str, taught: Network, *, classes: int, student: Network) -> dict[Need, str]:
+    """The class scores that are not there or cannot be compared with the student's, each with the reason."""
+    if not isinstance(taught, ClassifyingModel):
+        return dict.fromkeys(_SCORES, f"{name} has no class scores: no term of its run read any")
+    found, subclasses, _ = taught.classes.centres().shape
+    if found != classes:
+        return dict.fromkeys(_SCORES, f"{name} scores {found} classes, the student is trained on {classes}")
+    if isinstance(student, ClassifyingModel) and (own := student.classes.centres().shape[1]) != subclasses:
+        return {"subclass_logits": f"{name} has {subclasses} subclasses of each class, the student {own}"}
+    return {}
 
 
 def _left_out_by(folders: Sequence[Path], paths: NDArray[np.str_]) -> NDArray[np.int64]:

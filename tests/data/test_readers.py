@@ -33,7 +33,10 @@ def test_omniglot_small_has_the_images_of_the_protocol(omniglot):
     assert (len(test), test.classes) == (2120, 106)
     assert not set(train.labels) & set(test.labels)
     alphabets = {str(name).split("/")[0] for name in test.class_names}
-    assert alphabets == {"Japanese_(katakana)", "Sanskrit", "Tagalog"}
+    assert alphabets == {"Japanese_(katakana)", "Sanskrit", "Tagalog"} == set(test.domain)
+    assert set(train.domain) == {"Balinese", "Early_Aramaic", "Greek", "Korean", "Latin"}
+    names = dict(zip(np.unique(table.labels).tolist(), map(str, table.class_names), strict=True))
+    assert all(names[label].startswith(f"{of}/") for label, of in zip(table.labels.tolist(), table.domain, strict=True))
     dataset = ImageDataset(test, plain(image_size=28, channels=1).test, channels=1, in_memory=True, image_size=28)
     assert dataset[0].images.shape == (1, 28, 28)
     with zipfile.ZipFile(omniglot / "images_background_small2.zip") as archive:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from dmlkd.distill import Constant, Cosine, LinearRamp, Schedule, WarmUp
+from dmlkd.distill import After, Constant, Cosine, LinearRamp, Schedule, WarmUp
 
-ALL = [LinearRamp(), Constant(), WarmUp(epochs=3), Cosine()]
+ALL = [After(epochs=3), LinearRamp(), Constant(), WarmUp(epochs=3), Cosine()]
 
 
 @pytest.mark.parametrize(
@@ -14,6 +14,8 @@ ALL = [LinearRamp(), Constant(), WarmUp(epochs=3), Cosine()]
         (Constant(), 1.0, 1.0, 1.0),
         (WarmUp(epochs=3), 0.0, 1.0, 0.0),
         (WarmUp(epochs=12), 0.0, 0.75, 0.0),
+        (After(epochs=9), 0.0, 1.0, 0.0),
+        (After(epochs=10), 0.0, 0.0, 0.0),
         (Cosine(), 0.0, 1.0, 0.0),
         (Cosine(start=1.0, end=0.1), 1.0, 0.1, 1.0),
     ],
@@ -43,6 +45,7 @@ def test_an_epoch_that_does_not_exist_is_refused(schedule: Schedule, epoch: int,
     [
         (lambda: WarmUp(epochs=0), "epochs must be a whole number of at least 1, got 0"),
         (lambda: WarmUp(epochs=2.5), "epochs must be a whole number of at least 1, got 2.5"),
+        (lambda: After(epochs=0), "epochs must be a whole number of at least 1, got 0"),
         (lambda: Cosine(start=-1), "start must be a finite number of at least 0, got -1"),
         (lambda: Cosine(end=float("inf")), "end must be a finite number of at least 0, got inf"),
     ],

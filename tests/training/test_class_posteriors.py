@@ -12,7 +12,7 @@ from dmlkd.models import ClassHead, ClassifyingModel, EmbeddingModel, load_class
 from dmlkd.training import run
 from dmlkd.training.building import build, build_losses
 from dmlkd.training.measuring import measure_run_seen
-from dmlkd.training.teachers import CLASSES
+from dmlkd.training.loading import CLASSES
 
 ROOT = Path(__file__).parents[2]
 SHORT = [
@@ -134,6 +134,73 @@ def test_a_pair_loss_is_measured_by_the_head_that_is_asked_for():
     parts = build(configured("metric_loss=ContrastiveLoss", "distill=[]", HELD_OUT, "classes={}"))
     assert isinstance(parts.student.classes, ClassHead)
     assert [term.label for term in parts.objective.terms] == ["classes"]
+
+
+COMBINED = {
+    "ambiguity": ("{name: ambiguity, weight: 1, schedule: constant}", []),
+    "subclass_spread": ("{name: subclass_spread, weight: 1}", ["classes={subclasses: 3}"]),
+    "subclass": (
+        "{name: subclass, weight: 1, teacher: {name: finished_run, path: EARLIER}}",
+        ["classes={subclasses: 2}"],
+    ),
+    "kddg": ("{name: kddg, weight: 1, teacher: {name: finished_run, path: EARLIER}}", []),
+}
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory) -> Path:
+    """A run with class scores, two subclasses of each class."""
+    config = configured("distill=[{name: subclass_spread, weight: 1}]", "classes={subclasses: 2}", "train.epochs=1")
+    return run(config, tmp_path_factory.mktemp("earlier") / "run").folder
+
+
+@pytest.mark.parametrize("name", COMBINED)
+def test_a_method_trains_an_auxiliary_head_beside_a_pair_loss_and_another_method(tmp_path, earlier, name):
+    term, classes = COMBINED[name]
+    term = term.replace("EARLIER", str(earlier))
+    lists = "{name: lsd, weight: 50}"
+    config = configured(f"distill=[{term}, {lists}]", "metric_loss=ContrastiveLoss", "train.epochs=3", *classes)
+    result = run(config, tmp_path / "run")
+    history = result.fit.history
+    assert {"train/metric", f"train/{name}", "train/lsd", "train/classes"} <= set(history[-1])
+    assert all(row[f"train/{name}"] != 0 for row in history)
+    assert history[-1]["train/classes"] < history[0]["train/classes"]
+    assert not any("exit" in key for key, _ in EmbeddingModel.from_pretrained(tmp_path / "run").named_parameters())
+
+
+def test_the_lower_exit_is_trained_and_its_term_waits_for_the_second_phase(tmp_path):
+    distill = "distill=[{name: ambiguity, weight: 1, schedule: {name: after, epochs: 2}}]"
+    history = run(configured(distill, "metric_loss=ContrastiveLoss", "train.epochs=3"), tmp_path / "run").fit.history
+    assert [row["weight/ambiguity"] for row in history] == [0, 0, 1]
+    assert history[-1]["train/ambiguity_teacher"] < history[0]["train/ambiguity_teacher"]
+
+
+MISFITS = {
+    "other subclasses": (
+        ["distill=[{name: subclass, weight: 1, teacher: {name: finished_run, path: EARLIER}}]", "classes.subclasses=3"],
+        "has 2 subclasses of each class, the student 3",
+    ),
+    "one subclass": (
+        ["distill=[{name: subclass_spread, weight: 1}]"],
+        "at least 2 subclasses .* set classes.subclasses",
+    ),
+    "other classes": (
+        ["distill=[{name: kddg, weight: 1, teacher: {name: finished_run, path: EARLIER}}]", "data.validation=0"],
+        "scores 3 classes, the student is trained on 5",
+    ),
+    "no teacher": (["distill=[{name: kddg, weight: 1}]"], "needs either path, a folder, or fit"),
+    "the deepest stage": (
+        ["distill=[{name: ambiguity, weight: 1, teacher: {name: lower_exit, stage: 3}}]"],
+        "stage must be an inner one, 0 to 2, got 3",
+    ),
+}
+
+
+@pytest.mark.parametrize(("overrides", "message"), MISFITS.values(), ids=MISFITS)
+def test_parts_that_do_not_fit_are_refused_in_one_line(earlier, overrides, message):
+    with pytest.raises(ConfigError, match=message) as refused:
+        build(configured(*(override.replace("EARLIER", str(earlier)) for override in overrides)))
+    assert "\n" not in str(refused.value)
 
 
 WRONG = {

@@ -101,7 +101,7 @@ def test_a_batch_whose_images_are_all_of_one_class_has_finite_gradients():
 WRONG = {
     "an adversary without a run": (
         ["distill=[{name: adversary, weight: 1}]"],
-        "'path' is missing",
+        "needs either path, a folder, or fit",
     ),
     "a rate of 1": (["distill=[{name: sd_dropout, weight: 1, rate: 1}]"], "rate must be .*below 1, got 1"),
     "what the run settles": (["distill=[{name: adaptive_labels, weight: 1, classes: 3}]"], "unknown key 'classes'"),

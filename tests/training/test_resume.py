@@ -78,6 +78,10 @@ KINDS = {
         "distill=[{name: adaptive_labels, weight: 1}, {name: skd, weight: 1}, {name: sd_dropout, weight: 1}, "
         "{name: adversary, weight: 0.1, teacher: previous_epoch}, {name: ps_kd, weight: 1}]",
     ],
+    "lower exit in its second phase, subclasses": [
+        "distill=[{name: ambiguity, weight: 1, schedule: after}, {name: subclass_spread, weight: 1}]",
+        "classes={subclasses: 2}",
+    ],
     "snapshot, whole batches": [
         "distill.0.teacher={name: snapshot, every: 3}",
         "data.on_device=true",
