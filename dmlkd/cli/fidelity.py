@@ -12,7 +12,7 @@ from dmlkd.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-_UNSEEN = ("train", "test")
+_BOTH = ("train", "test")
 
 
 def fidelity(
@@ -64,7 +64,7 @@ def _splits(student: Loaded, wanted: Wanted, asked: str | None) -> list[str]:
     from dmlkd.training.building_data import read_table
 
     there = read_table(wanted.data_set(student)).split
-    return [name for name in _UNSEEN if (there == name).any()]
+    return [name for name in _BOTH if (there == name).any()]
 
 
 def _measured(
