@@ -73,6 +73,7 @@ def main() -> None:
         per_seed = [rounds_of(make(seed)) for seed in range(options.seeds)]
         found["rounds"][name] = per_seed
         show(name, per_seed)
+    show_best(found["rounds"])
     found["seconds"] = time.perf_counter() - started
     print(f"{found['seconds']:.0f} s")
     if options.out:
@@ -225,6 +226,27 @@ def cell(per_seed: list[dict[str, dict[str, float]]], key: str, first: str, metr
         return "collapsed"
     values, begun = (np.array([100 * seed[name][metric] for seed in per_seed]) for name in (key, first))
     return f"{values.mean():.2f}" if key == first else interval(values - begun)
+
+
+def show_best(found: dict[str, list[dict[str, dict[str, float]]]]) -> None:
+    """The best arm of several rounds less the best single fit, both chosen on these figures, paired over seeds."""
+    names = ("features", "labels wrong", "measure", "best single fit", "best rounds", "difference")
+    print(f"\n| {' | '.join(names)} |\n{'|---' * len(names)}|")
+    for name, per_seed in found.items():
+        for noise in NOISES:
+            for metric in ("accuracy", "map@r"):
+                there = [key for key in per_seed[0] if all(key in seed for seed in per_seed)]
+                keys = [key for key in there if key.startswith(f"{noise:g}/")]
+                means = {key: float(np.mean([100 * seed[key][metric] for seed in per_seed])) for key in keys}
+                single = max((key for key in keys if key.count("/") == 1), key=means.__getitem__)
+                rounds = max(
+                    (key for key in keys if key.count("/") == 2 and not key.endswith("/1")), key=means.__getitem__
+                )
+                apart = interval(np.array([100 * (seed[rounds][metric] - seed[single][metric]) for seed in per_seed]))
+                shown = (
+                    f"{key.partition('/')[2].replace('/', ', round ')}: {means[key]:.2f}" for key in (single, rounds)
+                )
+                print(f"| {name} | {100 * noise:.0f} % | {metric} | {' | '.join(shown)} | {apart} |")
 
 
 def interval(differences: np.ndarray) -> str:

@@ -12,7 +12,7 @@ from dmlkd.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-_UNSEEN = ("train", "test")
+_BOTH = ("train", "test")
 
 
 def fidelity(
@@ -46,7 +46,9 @@ def fidelity(
     if json:
         from json import dumps
 
-        print(dumps({"teacher": teacher, "student": student, "neighbours": neighbours, "splits": rows}, indent=2))
+        # JSON has no NaN, which is what a model that says the same of all images gives.
+        splits = {split: {k: v if v == v else None for k, v in values.items()} for split, values in rows.items()}
+        print(dumps({"teacher": teacher, "student": student, "neighbours": neighbours, "splits": splits}, indent=2))
         return
     _print(rows, teacher, student, neighbours)
 
@@ -64,7 +66,9 @@ def _splits(student: Loaded, wanted: Wanted, asked: str | None) -> list[str]:
     from dmlkd.training.building_data import read_table
 
     there = read_table(wanted.data_set(student)).split
-    return [name for name in _UNSEEN if (there == name).any()]
+    if not (found := [name for name in _BOTH if (there == name).any()]):
+        raise UserError("the data set has images of neither training nor testing: give --split")
+    return found
 
 
 def _measured(

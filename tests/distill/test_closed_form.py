@@ -130,6 +130,13 @@ def test_a_target_within_the_tolerance_gives_zero():
     assert penalty(np.array([1.0, 2.0]), np.array([0.5, 0.5]), 0.49) < np.inf
 
 
+def test_what_the_kernel_cannot_represent_counts_towards_the_residual():
+    c = penalty(np.array([0.0, 2.0]), np.array([0.1, 1.0]), 0.2)
+    assert (0.1 + (c / (c + 2)) ** 2) / 2 == pytest.approx(0.2, rel=1e-12)
+    with pytest.raises(ValueError, match=r"tolerance must be above 0.05, .* got 0.04"):
+        penalty(np.array([0.0, 2.0]), np.array([0.1, 1.0]), 0.04)
+
+
 BAD = {
     "rounds": ({"rounds": 0}, "rounds must be a whole number of at least 1, got 0"),
     "fraction of a round": ({"rounds": 1.5}, "rounds must be a whole number of at least 1, got 1.5"),
