@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 class PosteriorScores(NamedTuple):
-    """What :func:`measure_posteriors` finds; all but the first two are better the lower they are.
+    """What :func:`measure_posteriors` finds; errors are better the lower they are.
 
     Attributes:
         top1: share of the images whose label has the highest score.
@@ -18,6 +18,7 @@ class PosteriorScores(NamedTuple):
         nll: mean negative log-likelihood of the label, in nats.
         brier: mean squared distance of posterior and one-hot label, from 0 to 2.
         aurc: area under the risk-coverage curve (:func:`area_under_risk_coverage`).
+        confidence: mean confidence; above ``top1`` the posteriors are too sure, below it not sure enough.
     """
 
     top1: float
@@ -27,6 +28,7 @@ class PosteriorScores(NamedTuple):
     nll: float
     brier: float
     aurc: float
+    confidence: float
 
 
 def measure_posteriors(*, logits: Tensor, labels: Tensor, bins: int = 15) -> PosteriorScores:
@@ -70,6 +72,7 @@ def measure_posteriors(*, logits: Tensor, labels: Tensor, bins: int = 15) -> Pos
         nll=float(F.cross_entropy(scores, labels)),
         brier=float((posteriors - F.one_hot(labels, classes)).square().sum(dim=1).mean()),
         aurc=area_under_risk_coverage(confidences=confidences, correct=correct),
+        confidence=float(confidences.mean()),
     )
 
 

@@ -52,6 +52,7 @@ def naive(logits, labels, bins):
         "nll": -sum(math.log(row[y]) for row, y in zip(rows, labels, strict=True)) / n,
         "brier": sum((p - (c == y)) ** 2 for row, y in zip(rows, labels, strict=True) for c, p in enumerate(row)) / n,
         "aurc": naive_aurc(confidences, correct),
+        "confidence": sum(confidences) / n,
     }
 
 
@@ -135,11 +136,20 @@ def test_sure_and_right_is_perfect_and_sure_and_wrong_the_worst():
     logits, labels = 1000 * torch.eye(6), torch.arange(6)
     right = measure_posteriors(logits=logits, labels=labels)
     assert right._asdict() == pytest.approx(
-        {"top1": 1, "top5": 1, "ece": 0, "adaptive_ece": 0, "nll": 0, "brier": 0, "aurc": 0}
+        {"top1": 1, "top5": 1, "ece": 0, "adaptive_ece": 0, "nll": 0, "brier": 0, "aurc": 0, "confidence": 1}
     )
     wrong = measure_posteriors(logits=logits, labels=labels.roll(1))
     assert wrong._asdict() == pytest.approx(
-        {"top1": 0, "top5": wrong.top5, "ece": 1, "adaptive_ece": 1, "nll": 1000, "brier": 2, "aurc": 1}
+        {
+            "top1": 0,
+            "top5": wrong.top5,
+            "ece": 1,
+            "adaptive_ece": 1,
+            "nll": 1000,
+            "brier": 2,
+            "aurc": 1,
+            "confidence": 1,
+        }
     )
 
 

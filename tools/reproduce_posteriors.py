@@ -95,6 +95,7 @@ COLUMNS = (
     Shown("MAP@R ↑", "test", "map@r"),
     Shown("top-1 ↑", "seen", "top1"),
     Shown("top-5 ↑", "seen", "top5"),
+    Shown("confidence", "seen", "confidence"),
     Shown("ECE ↓", "seen", "ece"),
     Shown("adaptive ECE ↓", "seen", "adaptive_ece"),
     Shown("NLL ↓", "seen", "nll", factor=1.0, decimals=3),

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from dmlkd.cli.output import print_left_out, print_scores
+from dmlkd.cli.output import print_left_out, print_scores, print_seen
 from dmlkd.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,12 +15,13 @@ _CURVE = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class _Source(NamedTuple):
-    """What to measure: arguments of ``evaluate``, a label for the table, and the metrics that it names, if any."""
+    """What to measure: arguments of ``evaluate``, a label, the metrics that it names, and class scores, if any."""
 
     label: str
     title: str
     arguments: dict[str, Any]
     metrics: tuple[str, ...] = ()
+    seen: dict[str, float] | None = None
 
 
 def evaluate(
@@ -139,10 +140,11 @@ def _check_outputs(per_query: Path | None, plot: Path | None) -> None:
 
 
 def _of_run(run: Path) -> _Source:
-    from dmlkd.training.measuring import embed_run
+    from dmlkd.training.measuring import embed_run, measure_run_seen
 
-    found = embed_run(run)
-    return _Source(str(run), _where("on unseen classes", found.gallery), found.arguments(), found.metrics)
+    found, seen = embed_run(run), measure_run_seen(run)
+    where = _where("on unseen classes", found.gallery)
+    return _Source(str(run), where, found.arguments(), found.metrics, None if seen is None else seen._asdict())
 
 
 def _of_model(model: Path, data: str | None, root: Path | None, options: list[str]) -> _Source:
@@ -209,6 +211,7 @@ def _show(scores: "Scores", names: list[str], source: _Source, *, intervals: boo
         from json import dumps
 
         more = {**({"intervals": ends} if intervals else {}), **({"structure": lie} if structure else {})}
+        more |= {} if source.seen is None else {"seen": source.seen}
         print(dumps({**shown, **counts, **more}, indent=2))
         return
     rows = {source.label: shown}
@@ -220,3 +223,5 @@ def _show(scores: "Scores", names: list[str], source: _Source, *, intervals: boo
         print(f"{name:<14}{value:.4f}")
     if scores.search_recall is not None:
         print(f"the index found {100 * scores.search_recall:.1f} % of the true nearest neighbours")
+    if source.seen is not None:
+        print_seen(source.seen)

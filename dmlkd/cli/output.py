@@ -25,3 +25,10 @@ def print_left_out(count: int) -> None:
     """Say how many queries were not scored, if any were not."""
     if count:
         print(f"left out: {count} queries whose class has no other image to find")
+
+
+def print_seen(scores: Mapping[str, float]) -> None:
+    """Print what was measured of class scores on held-out images of the training classes."""
+    print("Class scores on held-out images of the training classes")
+    for name, value in scores.items():
+        print(f"{name:<14}{value:.4f}")

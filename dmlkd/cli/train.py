@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dmlkd.cli.output import print_left_out, print_scores
+from dmlkd.cli.output import print_left_out, print_scores, print_seen
 from dmlkd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -83,6 +83,8 @@ def _print(metrics: dict[str, Any], folder: Path) -> None:
     test = metrics["data"]["test"]
     print_scores(f"Retrieval among {test['images']} images of {test['classes']} unseen classes, in %", rows)
     print_left_out(metrics["data"]["test_queries_left_out"])
+    if "seen" in metrics:
+        print_seen(metrics["seen"])
     print(f"{'plan' if fits else 'run'} folder: {folder}")
 
 

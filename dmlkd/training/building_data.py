@@ -113,9 +113,12 @@ def _training_rows(table: ImageTable, config: DataConfig, seed: int) -> _Trainin
 
 def build_seen_images(config: DataConfig, *, seed: int) -> ImageDataset | None:
     """Read the held-out images of training classes of :func:`build_data` alone; None: there are none."""
+    if not config.held_out_images:
+        return None
     source = _source(config)
     rows = _training_rows(source.table, config, seed)
-    return None if rows.seen is None else source.seen(rows.seen, np.unique(rows.train.labels))
+    assert rows.seen is not None
+    return source.seen(rows.seen, np.unique(rows.train.labels))
 
 
 def _on_device(preprocessing: Preprocessing) -> BatchPipeline:

@@ -212,3 +212,25 @@ def test_options_that_do_not_go_together_are_refused(dmlkd, files, monkeypatch, 
     code, _, err = dmlkd("eval", "--embeddings", "queries.npz", *options)
     assert code == 2
     assert message in err
+
+
+def test_class_scores_of_a_run_with_held_out_images_are_shown_by_train_and_eval(dmlkd, configs, tmp_path):
+    options = [
+        "train.epochs=1",
+        "model.backbone_args.width=4",
+        "metric_loss={name: NormalizedSoftmaxLoss, temperature: 0.1}",
+        "miner=null",
+        "distill=[]",
+        "data.held_out_images=0.25",
+    ]
+    sets = [word for option in options for word in ("--set", option)]
+    code, trained, err = dmlkd("train", "--config", configs / "digits.yaml", *sets, "--out", tmp_path / "run")
+    assert code == 0, err
+    seen = json.loads((tmp_path / "run" / "metrics.json").read_text())["seen"]
+    code, shown, _ = dmlkd("eval", "--run", tmp_path / "run")
+    assert code == 0
+    for out in (trained, shown):
+        assert "held-out images of the training classes" in out
+        assert f"{seen['adaptive_ece']:.4f}" in out
+    code, out, _ = dmlkd("eval", "--run", tmp_path / "run", "--json")
+    assert json.loads(out)["seen"] == pytest.approx(seen, abs=1e-6)

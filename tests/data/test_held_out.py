@@ -92,3 +92,9 @@ def test_targets_count_the_classes_that_are_given():
 def test_a_share_out_of_range_is_refused(share):
     with pytest.raises(ConfigError, match="held_out_images"):
         load_config(CONFIGS / "digits.yaml", [f"data.held_out_images={share}"])
+
+
+def test_noise_that_takes_all_images_of_a_class_is_refused(monkeypatch):
+    monkeypatch.setattr("dmlkd.training.building_data.noisy_labels", lambda labels, *_, **__: np.maximum(labels, 1))
+    with pytest.raises(DataError, match="leaves no training image of"):
+        build_data(digits(held_out_images=0.25, noise=0.5), seed=0)

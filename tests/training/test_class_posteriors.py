@@ -11,8 +11,8 @@ from dmlkd.errors import ConfigError
 from dmlkd.models import ClassHead, ClassifyingModel, EmbeddingModel, load_classes
 from dmlkd.training import run
 from dmlkd.training.building import build, build_losses
-from dmlkd.training.measuring import measure_run_seen
 from dmlkd.training.loading import CLASSES
+from dmlkd.training.measuring import measure_run_seen
 
 ROOT = Path(__file__).parents[2]
 SHORT = [
@@ -91,7 +91,7 @@ def test_class_scores_are_measured_on_held_out_images_of_the_training_classes(tm
     config = configured(SOFTMAX, HELD_OUT, f"distill={distill}", *LONGER, "data.validation=0")
     result = run(config, tmp_path / "run")
     seen = json.loads((tmp_path / "run" / "metrics.json").read_text())["seen"]
-    assert list(seen) == ["top1", "top5", "ece", "adaptive_ece", "nll", "brier", "aurc"]
+    assert list(seen) == ["top1", "top5", "ece", "adaptive_ece", "nll", "brier", "aurc", "confidence"]
     assert seen["top1"] > 0.5  # of 5 classes
     assert result.metrics["data"]["seen"]["classes"] == 5
     data = build(config).data

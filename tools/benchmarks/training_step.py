@@ -51,17 +51,13 @@ def arms(features: int, dim: int):
 
 
 class Arm:
-    """A model in training."""
+    """A model in training, on the device its weights are on."""
 
-    def __init__(self, make, *, dim: int, device: str) -> None:
-        torch.manual_seed(0)
-        self.model = EmbeddingModel("resnet18", dim=dim).to(device)
-        made = make(self.model)
-        terms = [] if made is None else [Term(*made, weight=50.0, schedule=Constant(), name="term")]
-        self.objective = Objective(ContrastiveLoss(), terms).to(device)
-        parameters = [p for p in (*self.model.parameters(), *self.objective.parameters()) if p.requires_grad]
-        self.optimizer = torch.optim.Adam(parameters, lr=1e-5)
-        self.device = device
+    def __init__(self, model: torch.nn.Module, objective: Objective, optimizer: torch.optim.Optimizer) -> None:
+        self.model = model
+        self.objective = objective
+        self.optimizer = optimizer
+        self.device = next(model.parameters()).device
 
     def step(self, batch: Batch) -> float:
         """Seconds of one step."""
@@ -77,8 +73,19 @@ class Arm:
         return time.perf_counter() - started
 
     def _wait(self) -> None:
-        if self.device != "cpu":
+        if self.device.type != "cpu":
             torch.cuda.synchronize()
+
+
+def built(make, *, dim: int, device: str) -> Arm:
+    """A ResNet-18 with one term, or none."""
+    torch.manual_seed(0)
+    model = EmbeddingModel("resnet18", dim=dim).to(device)
+    made = make(model)
+    terms = [] if made is None else [Term(*made, weight=50.0, schedule=Constant(), name="term")]
+    objective = Objective(ContrastiveLoss(), terms).to(device)
+    parameters = [p for p in (*model.parameters(), *objective.parameters()) if p.requires_grad]
+    return Arm(model, objective, torch.optim.Adam(parameters, lr=1e-5))
 
 
 def main() -> None:
@@ -91,7 +98,7 @@ def main() -> None:
     options = options_of.parse_args()
     features = EmbeddingModel("resnet18", dim=options.dim).trunk.channels
     running = {
-        name: Arm(make, dim=options.dim, device=options.device) for name, make in arms(features, options.dim).items()
+        name: built(make, dim=options.dim, device=options.device) for name, make in arms(features, options.dim).items()
     }
     generator = torch.Generator().manual_seed(options.seed)
     seconds: dict[str, list[float]] = {name: [] for name in running}
