@@ -24,6 +24,7 @@ from dmlkd.models import EmbeddingModel
 from dmlkd.training.building_data import build_data
 from dmlkd.training.objective import Objective, Term
 from dmlkd.training.rates import lr_schedule
+from dmlkd.training.settings import check_settings, checkpointed_trunk
 
 Keys = tuple[str | int, ...]
 T = TypeVar("T")
@@ -49,8 +50,10 @@ def build(config: RunConfig) -> Parts:
     _check_accelerator(config.train)
     lr_schedule(config.train)
     data = build_data(config.data, seed=config.train.seed)
+    check_settings(config.train, validated=data.val is not None)
     sampler = build_sampler(data.train, config.train)
     model = _built(EmbeddingModel, config.model, ("model",), in_channels=data.train.channels)
+    checkpointed_trunk(config.train, model)
     classes = int(data.train.targets.max()) + 1
     _check_smooth_ap(config, data.train.targets)
     return Parts(data, model, build_objective(config, model, classes=classes, rows=len(data.train)), sampler)

@@ -21,6 +21,7 @@ from dmlkd.models import EmbeddingModel
 from dmlkd.retrieval import Scores
 from dmlkd.training.building import Parts, build
 from dmlkd.training.building_data import build_preprocessing
+from dmlkd.training.determinism import determinism
 from dmlkd.training.fitting import FitResult, fit
 from dmlkd.training.folder import LOCK, held, sweep
 from dmlkd.training.measuring import embed_test
@@ -45,7 +46,7 @@ class RunResult:
     fit: FitResult
 
 
-def run(config: RunConfig, out: Path) -> RunResult:
+def run(config: RunConfig, out: Path, *, quiet: bool = False) -> RunResult:
     """Train as configured and write a run folder: see docs/run-folder.md.
 
     Two calls with the same configuration on the same machine give the same ``metrics.json``.
@@ -53,11 +54,13 @@ def run(config: RunConfig, out: Path) -> RunResult:
     Args:
         config: from :func:`dmlkd.config.load_config`.
         out: the run folder; must be new or empty.
+        quiet: show no progress.
 
     Raises:
         ConfigError: if the parts do not fit together.
         DataError: if the images are not there, incomplete or too few.
-        TrainingError: if a loss or a weight is not finite, or a checkpoint cannot be written.
+        TrainingError: if a loss, a gradient or a weight is not finite, memory is not enough, a backbone cannot be
+            compiled, or a checkpoint cannot be written.
         UserError: if the folder is taken, in use, or cannot be written.
         Interrupted: if SIGINT or SIGTERM came; :func:`resume` goes on from there.
     """
@@ -66,16 +69,17 @@ def run(config: RunConfig, out: Path) -> RunResult:
     with held(out):
         _check_free(out)
         write_text(out / "config.yaml", config.to_yaml())
-        return _interruptible(config, parts, out)
+        return _interruptible(config, parts, out, quiet=quiet)
 
 
-def resume(folder: Path) -> RunResult:
+def resume(folder: Path, *, quiet: bool = False) -> RunResult:
     """Go on with a run that was stopped or killed, from its last checkpoint.
 
     On the CPU it ends with the same bits in ``metrics.json``, ``log.csv`` and ``model/`` as if it had not been stopped.
 
     Args:
         folder: of the run, as :func:`run` left it at whatever moment.
+        quiet: show no progress.
 
     Raises:
         UserError: if there is no run, it is finished, or another process is at work on it; and as :func:`run`.
@@ -91,7 +95,7 @@ def resume(folder: Path) -> RunResult:
             parts = _seeded_parts(config)
         except ConfigError as error:
             raise source.located(error) from None
-        return _interruptible(config, parts, folder, resumed=True)
+        return _interruptible(config, parts, folder, resumed=True, quiet=quiet)
 
 
 def _check_free(out: Path) -> None:
@@ -104,12 +108,14 @@ def _seeded_parts(config: RunConfig) -> Parts:
     return build(config)
 
 
-def _interruptible(config: RunConfig, parts: Parts, out: Path, *, resumed: bool = False) -> RunResult:
+def _interruptible(
+    config: RunConfig, parts: Parts, out: Path, *, resumed: bool = False, quiet: bool = False
+) -> RunResult:
     stop = Stop()
     again = f"dmlkd train --resume {shlex.quote(str(out))}"
     try:
-        with stop.listening():
-            return _run(config, parts, out, stop, resumed=resumed)
+        with stop.listening(), determinism(config.train.deterministic):
+            return _run(config, parts, out, stop, resumed=resumed, quiet=quiet)
     except Interrupted as stopped:
         raise Interrupted(stopped.signum, f"go on with: {again}") from None
     except OSError as error:
@@ -118,7 +124,7 @@ def _interruptible(config: RunConfig, parts: Parts, out: Path, *, resumed: bool 
         raise TrainingError(f"{out} cannot be written: {error.strerror}; make room, then: {again}") from error
 
 
-def _run(config: RunConfig, parts: Parts, out: Path, stop: Stop, *, resumed: bool) -> RunResult:
+def _run(config: RunConfig, parts: Parts, out: Path, stop: Stop, *, resumed: bool, quiet: bool) -> RunResult:
     record(out, parts.data.counts())
     model, test = parts.model, parts.data.test
     baselines = {"pixels": _scores(nn.Flatten(), test, config), "untrained": _scores(model, test, config)}
@@ -136,6 +142,7 @@ def _run(config: RunConfig, parts: Parts, out: Path, stop: Stop, *, resumed: boo
         workers=config.data.workers,
         resume=resumed,
         stop=stop,
+        quiet=quiet,
     )
     stop.now()
     by_epoch = {"last": _scores(model, test, config)}
@@ -147,10 +154,9 @@ def _run(config: RunConfig, parts: Parts, out: Path, stop: Stop, *, resumed: boo
         else:
             result.load_best(model)
             by_epoch["best"] = _scores(model, test, config)
-    row = result.history[result.last_epoch if result.best_epoch is None else result.best_epoch]
     metrics = {
         "test": dict(by_epoch[reported]),
-        "val": {name.removeprefix("val/"): value for name, value in row.items() if name.startswith("val/")},
+        "val": {name.removeprefix("val/"): value for name, value in result.metrics.items() if name.startswith("val/")},
         "epoch": {"last": result.last_epoch, "best": result.best_epoch, "reported": reported},
         "test_by_epoch": {name: dict(scores) for name, scores in by_epoch.items()},
         "baselines": {name: dict(scores) for name, scores in baselines.items()},
