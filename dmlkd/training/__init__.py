@@ -6,9 +6,21 @@ from typing import TYPE_CHECKING, Any
 from dmlkd.training.drop_in import SelfDistilled
 from dmlkd.training.objective import Losses, Objective, Term
 
-__all__ = ["EmbeddingModule", "FitResult", "Losses", "Objective", "SelfDistilled", "Term", "fit", "resume", "run"]
+__all__ = [
+    "EmbeddingData",
+    "EmbeddingModule",
+    "FitResult",
+    "Losses",
+    "Objective",
+    "SelfDistilled",
+    "Term",
+    "fit",
+    "resume",
+    "run",
+]
 
 _NEED_LIGHTNING = {
+    "EmbeddingData": "dmlkd.training.loaders",
     "EmbeddingModule": "dmlkd.training.module",
     "FitResult": "dmlkd.training.fitting",
     "fit": "dmlkd.training.fitting",
@@ -18,6 +30,7 @@ _NEED_LIGHTNING = {
 
 if TYPE_CHECKING:
     from dmlkd.training.fitting import FitResult, fit
+    from dmlkd.training.loaders import EmbeddingData
     from dmlkd.training.module import EmbeddingModule
     from dmlkd.training.running import resume, run
 

@@ -58,6 +58,11 @@ KINDS = {
         "train.lr_schedule=cosine",
         "train.chunk_size=20",
     ],
+    "averaged weights, early stopping, stages again": [
+        "train.ema_decay=0.8",
+        "train.early_stop_epochs=1",
+        "train.checkpoint_trunk=true",
+    ],
     "snapshot, whole batches": [
         "distill.0.teacher={name: snapshot, every: 3}",
         "data.on_device=true",
