@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.loggers import Logger
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
@@ -138,8 +139,15 @@ def fit(
     if train.early_stop_epochs is not None:
         added.append(EarlyStop(MONITOR, train.early_stop_epochs))
     last = checkpoints.folder / LAST
-    with quiet_lightning(), clear_errors(), clear_faults(train), _switched(module, train), stop.deferred():
-        trainer = _trainer(train, out, [history, Randomness(), *added, *callbacks, checkpoints], quiet=quiet)
+    with (
+        quiet_lightning(),
+        clear_errors(),
+        clear_faults(train),
+        _switched(module, train),
+        loggers(train, out) as logged,
+        stop.deferred(),
+    ):
+        trainer = _trainer(train, logged, [history, Randomness(), *added, *callbacks, checkpoints], quiet=quiet)
         trainer.fit(
             module,
             datamodule=EmbeddingData(data, train, sampler=sampler, workers=workers),
@@ -187,14 +195,14 @@ def _switched(module: EmbeddingModule, train: TrainConfig) -> Iterator[None]:
             trunk.checkpoint_stages(False)
 
 
-def _trainer(train: TrainConfig, out: Path, callbacks: list[Callback], *, quiet: bool) -> Trainer:
+def _trainer(train: TrainConfig, logged: list[Logger], callbacks: list[Callback], *, quiet: bool) -> Trainer:
     shown = [] if quiet else [progress()]
     return Trainer(
         max_epochs=train.epochs,
         accelerator=train.accelerator,
         devices=1,
         precision=train.precision,
-        logger=loggers(train, out),
+        logger=logged,
         callbacks=[*shown, *callbacks],
         plugins=[CheckpointFiles()],
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in shown),

@@ -21,6 +21,7 @@ class Project:
     def __init__(self) -> None:
         self.given: list[dict] = []
         self.logged: list[dict] = []
+        self.finished = 0
 
     def init(self, **given):
         self.given.append(given)
@@ -28,6 +29,9 @@ class Project:
 
     def log(self, values, **_):
         self.logged.append(values)
+
+    def finish(self):
+        self.finished += 1
 
 
 @pytest.fixture
@@ -57,10 +61,12 @@ def test_a_run_is_logged_to_the_project_named(configs, tmp_path, project):
 def test_a_resumed_run_goes_on_in_the_same_place(tmp_path, project):
     train = TrainConfig(wandb="embeddings")
     for _ in range(2):
-        made.loggers(train, tmp_path)[1].experiment.log({})
+        with made.loggers(train, tmp_path) as (_, wandb):
+            wandb.experiment.log({})
     first, second = project.given
     assert first["id"] == second["id"]
     assert first["resume"] == "allow"
+    assert project.finished == 2
 
 
 def test_without_the_package_it_is_said_how_to_install_it(configs, monkeypatch):
@@ -72,5 +78,6 @@ def test_without_the_package_it_is_said_how_to_install_it(configs, monkeypatch):
 
 
 def test_nothing_but_tensorboard_unless_asked(tmp_path):
-    assert len(made.loggers(TrainConfig(), tmp_path)) == 1
+    with made.loggers(TrainConfig(), tmp_path) as logged:
+        assert len(logged) == 1
     assert not (tmp_path / "wandb_id").exists()
