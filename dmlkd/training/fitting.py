@@ -19,10 +19,20 @@ from dmlkd.data import ClassBalancedBatchSampler, DataSplits
 from dmlkd.data.loading import clear_errors
 from dmlkd.errors import UserError
 from dmlkd.models import compile_trunks
-from dmlkd.training.checkpoints import BEST, LAST, CheckpointFiles, Checkpoints, Randomness, best_row, read_checkpoint
+from dmlkd.training.checkpoints import (
+    BEST,
+    LAST,
+    CheckpointFiles,
+    Checkpoints,
+    Randomness,
+    best_row,
+    checkpoint_size,
+    read_checkpoint,
+)
 from dmlkd.training.determinism import determinism
 from dmlkd.training.early_stopping import EarlyStop
 from dmlkd.training.faults import clear_faults
+from dmlkd.training.folder import check_space
 from dmlkd.training.loaders import EmbeddingData
 from dmlkd.training.loggers import loggers
 from dmlkd.training.module import AVERAGED, MODEL, EmbeddingModule
@@ -117,7 +127,7 @@ def fit(
         Interrupted: if ``stop`` said so.
         TrainingError: if a loss, a gradient or a weight is not finite, memory is not enough, a backbone cannot be
             compiled, or a checkpoint cannot be written.
-        UserError: if ``out`` is no folder.
+        UserError: if ``out`` is no folder, or its disk has no room for the checkpoints.
         ConfigError: if the batch is not a multiple of the images a class, or a setting of ``train`` does not suit the
             model or the data.
         DataError: if there are fewer classes than a batch needs.
@@ -139,6 +149,9 @@ def fit(
     if train.early_stop_epochs is not None:
         added.append(EarlyStop(MONITOR, train.early_stop_epochs))
     last = checkpoints.folder / LAST
+    # Both are written over by way of a temporary file.
+    missing = sum(not (checkpoints.folder / name).exists() for name in (LAST, BEST)[: 1 if data.val is None else 2])
+    check_space(out, (missing + 1) * checkpoint_size(module))
     with (
         quiet_lightning(),
         clear_errors(),

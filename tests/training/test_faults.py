@@ -3,6 +3,7 @@
 import copy
 import csv
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +16,11 @@ from dmlkd.config import TrainConfig, load_config
 from dmlkd.errors import TrainingError, UserError
 from dmlkd.training import fit, resume, run
 from dmlkd.training.building import build
-from dmlkd.training.checkpoints import CheckpointFiles
+from dmlkd.training.checkpoints import CheckpointFiles, checkpoint_size
 from dmlkd.training.faults import clear_faults
 from dmlkd.training.finite import FiniteLosses, Step, finite_gradient
 from dmlkd.training.loaders import EmbeddingData
+from dmlkd.training.module import EmbeddingModule
 from dmlkd.training.objective import Losses, Objective
 
 ROOT = Path(__file__).parents[2]
@@ -268,6 +270,26 @@ def test_compiling_without_a_compiler_is_one_line(tmp_path):
     assert done.returncode == 1
     assert "TrainingError: train.compile: the backbone cannot be compiled here: InvalidCxxCompiler: " in last
     assert last.endswith("leave train.compile out, or install what is missing (on a CPU a C++ compiler such as g++)")
+
+
+def test_too_little_space_for_the_checkpoints_is_said_before_training(monkeypatch, tmp_path):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=400))
+    monkeypatch.setattr(EmbeddingModule, "training_step", lambda *_: pytest.fail("it was trained"))
+    with pytest.raises(
+        UserError, match="has 0 MiB of space left, and the checkpoints of this training take about 1 MiB"
+    ):
+        trained(configured(), tmp_path / "run")
+
+
+def test_the_size_of_a_checkpoint_is_known_before_it_is_written(tmp_path):
+    config = configured("train.epochs=1", "data.validation=0", "model.backbone_args.width=64", "train.ema_decay=0.9")
+    parts = build(config)
+    module = EmbeddingModule(parts.model, parts.objective, optimizer=lambda groups: None, epochs=1, ema_decay=0.9)
+    expected = checkpoint_size(module)
+    trained(config, tmp_path / "run")
+    written = (tmp_path / "run" / "checkpoints" / "last.ckpt").stat().st_size
+    assert 0.9 * written < expected < 1.1 * written
 
 
 def test_a_folder_that_is_not_there_is_said_before_training(tmp_path):

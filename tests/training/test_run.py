@@ -277,11 +277,6 @@ def test_a_taken_folder_is_refused_and_kept(configs, tmp_path):
             ConfigError,
             "a compiled backbone cannot be computed again stage by stage",
         ),
-        (
-            ["train.checkpoint_trunk=true", "data.channels=3", "model={backbone: mobilenet_v3_small}"],
-            ConfigError,
-            "needs a backbone of several stages, a ResNet or convnet4",
-        ),
         (["distill.0.teacher={name: wider_heads, dims: []}"], ConfigError, "dims must name at least one dimension"),
     ],
 )

@@ -1,15 +1,17 @@
-"""How fast training steps are on a GPU: precision, layout, compilation, teachers, and the share of what the device can multiply.
+"""How fast training steps are on a GPU: precision, layout, compilation, teachers; and the share of its matmul rate.
 
-python tools/benchmarks/gpu_training.py [--data /folder/with/cars196-64px.zip] [--steps 50] [--out result.json]
+python tools/benchmarks/gpu_training.py [--data FOLDER] [--steps 50] [--out result.json]
 python tools/benchmarks/gpu_training.py --device cpu --quick     # tiny, to see that it works
 
 NOT RUN ON A GPU YET: written and tried on a CPU with --quick alone, where its figures mean nothing.
 
-ResNet-50 at 224 px on made-up images that are on the device already, 112 a batch, Adam; each arm a process of its own. Switches: float32
-(TF32 off), TF32, bf16, bf16 with channels last and torch.compile. Teachers, each in float32 and in bf16 with channels last: none, LSD with the
-previous epoch's network, LSD with remembered embeddings. With --data also a whole epoch of ``fit`` on Cars196 at 96 px, loading included.
-"of matmul" is 3 x 2 x (multiplications of a forward pass) a step, the teacher's forward pass added, over the rate that a product of two large
-matrices in the arm's own precision was measured to have.
+ResNet-50 at 224 px on made-up images that are on the device already, 112 a batch, Adam; each arm a process of its own.
+Switches: float32 (TF32 off), TF32, bf16, bf16 with channels last, and that with torch.compile. Teachers, in float32 and
+in bf16 with channels last: none, LSD with the previous epoch's network, LSD with remembered embeddings. With --data,
+the folder of cars196-96px.zip and cars196.csv, also an epoch of ``fit`` on Cars196 at 96 px, loading included.
+
+"of matmul": three times the floating point operations of a forward pass a step, four times with a teacher that runs
+one, over the rate measured of a product of two large matrices in the arm's own precision.
 """
 
 import json
@@ -61,8 +63,10 @@ def matmul_rate(device: str, dtype: torch.dtype, side: int) -> float:
 
 
 def forward_flops(model: EmbeddingModel, images: torch.Tensor) -> int:
+    model.eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(images)
+    model.train()
     return counter.get_total_flops()
 
 
@@ -149,13 +153,14 @@ def cars(
     paces: list[float] = []
 
     class Timed(PlainProgress):
-        def on_train_epoch_end(self, trainer, pl_module):
+        def on_train_epoch_end(self, *_):
             pace: Pace = self._pace
             paces.append(pace.images_per_second)
 
     bf16 = ["train.precision=bf16-mixed", "train.channels_last=true"] if "bf16" in switches else []
     overrides = [
         f"data.root={root}",
+        "data.archive=cars196-96px.zip",
         "data.image_size=96",
         f"data.workers={workers}",
         "data.in_memory=true",
@@ -190,7 +195,7 @@ def main() -> None:
     options_of.add_argument("--batch", type=int, default=112)
     options_of.add_argument("--steps", type=int, default=50)
     options_of.add_argument("--workers", type=int, default=8)
-    options_of.add_argument("--data", help="folder of cars196-64px.zip and cars196.csv; none: without the epoch of fit")
+    options_of.add_argument("--data", help="folder of cars196-96px.zip and cars196.csv; none: without the epoch of fit")
     options = options_of.parse_args()
     if options.task:
         print(json.dumps({"arm": arm, "cars": cars}[options.task](**json.loads(options.arguments))))

@@ -2,9 +2,10 @@
 
 python tools/benchmarks/training_overhead.py [--backbone resnet18] [--size 64] [--steps 25] [--batch 112] [--out r.json]
 
-The two loops take turns: after each step of ``fit`` a callback runs one step of the other, each with a model, an optimiser and a
-loader of its own over the same images. So a change in the machine's load falls on both. Times are of everything between
-the ends of two steps of an epoch: loading, transfer, step, logging, progress line. The ends of epochs (checkpoints, history) are apart.
+The two loops take turns: after each step of ``fit`` a callback runs one step of the other, each with a model, an
+optimiser and a loader of its own over the same images. So a change in the machine's load falls on both. Times are of
+everything between the ends of two steps of an epoch: loading, transfer, step, logging, progress. The ends of epochs
+(checkpoints, history) are apart.
 """
 
 import statistics
@@ -68,7 +69,7 @@ class ByHand(Callback):
         self.optimizer.step()
         loss.item()
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+    def on_train_batch_end(self, _trainer, _module, _outputs, _batch, batch_idx):
         ended = time.perf_counter()
         if batch_idx >= 3:  # the first are to warm up
             self.ours.append(ended - self.began)
