@@ -82,6 +82,19 @@ def test_the_average_is_validated_chosen_tested_and_saved(tmp_path):
     assert score == pytest.approx(result.fit.history[best]["val/map@r"], abs=1e-6)
 
 
+def test_the_best_epoch_is_loaded_as_its_average(monkeypatch, tmp_path):
+    scores = iter([0.9, 0.5, 0.4])
+    monkeypatch.setattr("dmlkd.training.module.evaluate", lambda *_, **__: {"map@r": next(scores), "recall@1": 0.5})
+    config = configured("train.ema_decay=0.8", "data.validation=0.4")
+    parts = build(config)
+    result = fit(parts.model, parts.objective, parts.data, config.train, out=tmp_path, quiet=True)
+    assert result.best_epoch == 0
+    result.load_best(parts.model)
+    saved = read_checkpoint(tmp_path / "checkpoints" / "best.ckpt")["state_dict"]
+    assert torch.equal(parts.model.head.weight, saved["average.network.module.head.weight"])
+    assert not torch.equal(parts.model.head.weight, saved["model.head.weight"])
+
+
 def test_the_average_is_neither_trained_nor_in_training_mode(tmp_path):
     seen = []
 
