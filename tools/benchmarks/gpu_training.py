@@ -164,6 +164,7 @@ def cars(
         "data.image_size=96",
         f"data.workers={workers}",
         "data.in_memory=true",
+        "data.cache=null",
         "data.on_device=true",
         f"model={{backbone: {backbone}, dim: 128}}",
         f"train.batch_size={batch}",
