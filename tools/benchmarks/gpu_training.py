@@ -3,7 +3,7 @@
 python tools/benchmarks/gpu_training.py [--data FOLDER] [--steps 50] [--out result.json]
 python tools/benchmarks/gpu_training.py --device cpu --quick     # tiny, to see that it works
 
-NOT RUN ON A GPU YET: written and tried on a CPU with --quick alone, where its figures mean nothing.
+NOT RUN ON A GPU YET: tried on a CPU with --quick alone, where its figures mean nothing; --data was never tried.
 
 ResNet-50 at 224 px on made-up images that are on the device already, 112 a batch, Adam; each arm a process of its own.
 Switches: float32 (TF32 off), TF32, bf16, bf16 with channels last, and that with torch.compile. Teachers, in float32 and
