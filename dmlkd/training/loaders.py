@@ -16,7 +16,7 @@ class EmbeddingData(LightningDataModule):
     """Class-balanced training batches and validation batches, and what is done to them once they are on the device.
 
     For any Lightning Trainer, whose ``use_distributed_sampler`` must be False, with an
-    :class:`~dmlkd.training.EmbeddingModule`. Its place in the epoch is in the Trainer's checkpoints.
+    :class:`~dmlkd.training.module.EmbeddingModule`. Its place in the epoch is in the Trainer's checkpoints.
 
     Args:
         data: training and validation images; without validation there is no validation loader.
