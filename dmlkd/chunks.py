@@ -40,7 +40,7 @@ def signals_in_chunks(network: nn.Module, images: Tensor, needs: Collection[Need
         return signals.only(needs)
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _held_statistics(network)
+        return nullcontext(), held_statistics(network)
 
     parts = images.tensor_split(math.ceil(len(images) / size))
     if not torch.is_grad_enabled():
@@ -49,8 +49,8 @@ def signals_in_chunks(network: nn.Module, images: Tensor, needs: Collection[Need
 
 
 @contextmanager
-def _held_statistics(network: nn.Module) -> Iterator[None]:
-    """Computing activations again is no new look at the images: running statistics stay as they are."""
+def held_statistics(network: nn.Module) -> Iterator[None]:
+    """Hold batch norm's running statistics: computing activations again is no new look at the images."""
     moving = [
         module
         for module in network.modules()

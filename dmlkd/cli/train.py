@@ -31,23 +31,30 @@ def train(
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Go on with a run or plan that was stopped or killed, instead.")
     ] = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Short for --set train.deterministic=true.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors and the final scores.")] = False,
 ) -> None:
     """Train a model, measure it on unseen classes beside its baselines, and write a run folder.
 
     With a plan, do so for each of its fits in turn, in one folder.
     """
     if resume is not None:
-        if config or overrides or out:
-            message = "cannot be used with --config, --set or --out: RUN's own configuration says it all"
+        if config or overrides or out or deterministic:
+            message = (
+                "cannot be used with --config, --set, --out or --deterministic: RUN's own configuration says it all"
+            )
             raise typer.BadParameter(message, context, param_hint="--resume")
-        _resumed(resume)
+        _resumed(resume, quiet=quiet)
     elif config is None:
         raise typer.BadParameter("is missing; or go on with a run: --resume", context, param_hint="--config")
     else:
-        _trained(config, overrides or [], out)
+        also = ["train.deterministic=true"] if deterministic else []
+        _trained(config, [*(overrides or []), *also], out, quiet=quiet)
 
 
-def _trained(config: Path, overrides: list[str], out: Path | None) -> None:
+def _trained(config: Path, overrides: list[str], out: Path | None, *, quiet: bool) -> None:
     from dmlkd.config import PlanConfig, load_training
 
     settings, source = load_training(config, overrides)
@@ -56,13 +63,16 @@ def _trained(config: Path, overrides: list[str], out: Path | None) -> None:
     folder = out or _free_folder(Path("runs"), config.stem)
     result: RunResult | PlanResult
     try:
-        result = run_plan(settings, folder) if isinstance(settings, PlanConfig) else run(settings, folder)
+        if isinstance(settings, PlanConfig):
+            result = run_plan(settings, folder, quiet=quiet)
+        else:
+            result = run(settings, folder, quiet=quiet)
     except ConfigError as error:
         raise source.located(error) from None
     _print(result.metrics, result.folder)
 
 
-def _resumed(folder: Path) -> None:
+def _resumed(folder: Path, *, quiet: bool) -> None:
     if (folder / "metrics.json").is_file():
         _print(json.loads((folder / "metrics.json").read_text(encoding="utf-8")), folder)
         print("it was finished already")
@@ -71,7 +81,7 @@ def _resumed(folder: Path) -> None:
     from dmlkd.training import resume, resume_plan
 
     again = resume_plan if (folder / PLAN).is_file() else resume
-    _print(again(folder).metrics, folder)
+    _print(again(folder, quiet=quiet).metrics, folder)
 
 
 def _print(metrics: dict[str, Any], folder: Path) -> None:

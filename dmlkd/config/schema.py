@@ -111,7 +111,21 @@ class TrainConfig(_Section):
     chunk_size: int | None = Field(
         default=None, ge=1, description="images that are in memory at a time; None: the batch"
     )
+    checkpoint_trunk: bool = Field(
+        default=False, description="compute the backbone's stages again in the backward pass instead of keeping them"
+    )
+    ema_decay: float | None = Field(
+        default=None, gt=0, lt=1, description="validate, test and save the moving average of the weights, of this decay"
+    )
+    early_stop_epochs: int | None = Field(
+        default=None, ge=1, description="end after so many epochs without a new best on the validation classes"
+    )
+    skip_non_finite: int = Field(
+        default=0, ge=0, description="pass over so many steps with a loss or gradient that is not finite"
+    )
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    deterministic: bool = Field(default=False, description="take only algorithms that give the same bits every time")
+    wandb: str | None = Field(default=None, min_length=1, description="log to this project of Weights & Biases too")
     seed: int = Field(default=0, ge=0, lt=2**32)
     checkpoint_every_steps: int | None = Field(
         default=None, ge=1, description="write a checkpoint within an epoch too, after so many of its steps"

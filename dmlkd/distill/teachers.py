@@ -245,9 +245,14 @@ class MovingAverageTeacher(FrozenTeacher):
         return self._clock > 0
 
     @property
+    def averaged(self) -> nn.Module:
+        """The network with the averaged weights and buffers."""
+        return self.network.get_submodule("module")
+
+    @property
     @override
     def _teaching(self) -> nn.Module:
-        return self.network.get_submodule("module")
+        return self.averaged
 
     @override
     def after_step(self, network: nn.Module) -> None:

@@ -1,12 +1,16 @@
 """Backbones by name: a small network of our own for small images, and torchvision's classification networks."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 import torchvision
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
+from dmlkd.chunks import held_statistics
 from dmlkd.errors import ConfigError, suggestion
 
 
@@ -25,6 +29,18 @@ class Trunk(nn.Module):
         self.stage_channels = tuple(channels)
         self.spatial = spatial
         self._frozen_batch_norm = False
+        self._checkpointed = False
+
+    def checkpoint_stages(self, wanted: bool = True) -> None:
+        """Keep for the backward pass only what each stage is given, and compute the rest of it again there.
+
+        Values, gradients, and the running statistics of batch norm are those without; a step has one more forward pass.
+        A backbone of a single stage gains nothing by it. It is not saved with the model.
+
+        Args:
+            wanted: whether; False: keep all activations, as before.
+        """
+        self._checkpointed = wanted
 
     @property
     def channels(self) -> int:
@@ -56,10 +72,19 @@ class Trunk(nn.Module):
             images: (B, C, H, W) float images.
         """
         outputs = []
+        again = self._checkpointed and torch.is_grad_enabled()
         for stage in self.stages:
-            images = stage(images)
+            images = _checkpointed(stage, images) if again else stage(images)
             outputs.append(images)
         return tuple(outputs)
+
+
+def _checkpointed(stage: nn.Module, images: Tensor) -> Tensor:
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), held_statistics(stage)
+
+    outputs: Tensor = checkpoint(stage, images, use_reentrant=False, context_fn=contexts)
+    return outputs
 
 
 def compile_trunks(holder: nn.Module) -> None:

@@ -7,6 +7,7 @@ from dmlkd.training.drop_in import SelfDistilled
 from dmlkd.training.objective import Losses, Objective, Term
 
 __all__ = [
+    "EmbeddingData",
     "EmbeddingModule",
     "FitResult",
     "Losses",
@@ -21,6 +22,7 @@ __all__ = [
 ]
 
 _NEED_LIGHTNING = {
+    "EmbeddingData": "dmlkd.training.loaders",
     "EmbeddingModule": "dmlkd.training.module",
     "FitResult": "dmlkd.training.fitting",
     "fit": "dmlkd.training.fitting",
@@ -32,6 +34,7 @@ _NEED_LIGHTNING = {
 
 if TYPE_CHECKING:
     from dmlkd.training.fitting import FitResult, fit
+    from dmlkd.training.loaders import EmbeddingData
     from dmlkd.training.module import EmbeddingModule
     from dmlkd.training.plans import resume_plan, run_plan
     from dmlkd.training.running import resume, run

@@ -26,6 +26,7 @@ from dmlkd.training.building_data import build_data
 from dmlkd.training.objective import Objective, Term
 from dmlkd.training.proxies import ProxyScores, has_proxies
 from dmlkd.training.rates import lr_schedule
+from dmlkd.training.settings import check_settings, checkpointed_trunk
 from dmlkd.training.starting import start_metric_loss, start_model
 
 Keys = tuple[str | int, ...]
@@ -60,8 +61,10 @@ def build(config: RunConfig, runs: Path | None = None) -> Parts:
     """
     check_train(config.train)
     data = build_data(config.data, seed=config.train.seed)
+    check_settings(config.train, validated=data.val is not None)
     sampler = build_sampler(data.train, config.train, rows=data.trained)
     model = build_model(config, in_channels=data.train.channels, runs=runs)
+    checkpointed_trunk(config.train, model)
     _check_smooth_ap(config, data.train.targets if data.trained is None else data.train.targets[data.trained])
     classes = int(data.train.targets.max()) + 1
     student, objective = build_losses(

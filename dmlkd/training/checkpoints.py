@@ -10,6 +10,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint
+from torch import nn
 from typing_extensions import override
 
 from dmlkd.errors import TrainingError, UserError
@@ -55,6 +56,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # a damaged file: whatever zip, pickle or torch make of it
         raise UserError(f"checkpoint {path} cannot be read: {' '.join(str(error).split())[:200]}") from None
     return saved
+
+
+def checkpoint_size(module: nn.Module) -> int:
+    """About how many bytes a checkpoint of a module takes, with the two moments of Adam."""
+    state = sum(value.nbytes for value in module.state_dict().values() if isinstance(value, torch.Tensor))
+    return state + 2 * sum(p.nbytes for p in module.parameters() if p.requires_grad)
 
 
 class Randomness(Callback):

@@ -1,32 +1,48 @@
 """``fit``: one training run in Lightning's Trainer."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Callback, LightningDataModule, Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.utils.data import DataLoader
-from typing_extensions import override
 
 from dmlkd.config import TrainConfig
 from dmlkd.data import ClassBalancedBatchSampler, DataSplits
-from dmlkd.data.loading import clear_errors, loader
+from dmlkd.data.loading import clear_errors
+from dmlkd.errors import UserError
 from dmlkd.models import compile_trunks
-from dmlkd.signals import Batch
-from dmlkd.training.building import build_sampler
-from dmlkd.training.checkpoints import BEST, LAST, CheckpointFiles, Checkpoints, Randomness, best_row, read_checkpoint
-from dmlkd.training.module import EmbeddingModule
+from dmlkd.training.checkpoints import (
+    BEST,
+    LAST,
+    CheckpointFiles,
+    Checkpoints,
+    Randomness,
+    best_row,
+    checkpoint_size,
+    read_checkpoint,
+)
+from dmlkd.training.determinism import determinism
+from dmlkd.training.early_stopping import EarlyStop
+from dmlkd.training.faults import clear_faults
+from dmlkd.training.folder import check_space
+from dmlkd.training.loaders import EmbeddingData
+from dmlkd.training.loggers import loggers
+from dmlkd.training.module import AVERAGED, MODEL, EmbeddingModule
 from dmlkd.training.objective import Objective
+from dmlkd.training.progress import progress
 from dmlkd.training.rates import lr_schedule
+from dmlkd.training.settings import check_settings, checkpointed_trunk
+from dmlkd.training.skipping import SkippedSteps
 from dmlkd.training.stopping import Stop
-from dmlkd.training.watching import History, progress, quiet_lightning
+from dmlkd.training.watching import History, quiet_lightning
 
 MONITOR = "val/map@r"
 
@@ -47,17 +63,30 @@ class FitResult:
         best_epoch: the one with the highest validation MAP@R, whose weights are in ``checkpoints/best.ckpt``; None
             without a validation split.
         checkpoints: the folder of the checkpoints.
+        log: the history as a CSV file.
     """
 
     history: list[dict[str, float]]
     last_epoch: int
     best_epoch: int | None
     checkpoints: Path
+    log: Path
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What was logged in the best epoch, or in the last if there is no best."""
+        return self.history[self.last_epoch if self.best_epoch is None else self.best_epoch]
 
     def load_best(self, model: nn.Module) -> None:
-        """Put the best epoch's weights into the model, in place."""
+        """Put the best epoch's weights, averaged ones if there are any, into the model, in place.
+
+        Raises:
+            UserError: if there was no validation to choose it by, or the checkpoint cannot be read.
+        """
+        if self.best_epoch is None:
+            raise UserError("there is no best epoch without a validation split")
         saved = read_checkpoint(self.checkpoints / BEST)["state_dict"]
-        prefix = "model."
+        prefix = AVERAGED if any(name.startswith(AVERAGED) for name in saved) else MODEL
         model.load_state_dict({k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)})
 
 
@@ -73,6 +102,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     resume: bool = False,
     stop: Stop | None = None,
+    quiet: bool = False,
 ) -> FitResult:
     """Train a model in place; write ``log.csv``, ``tensorboard/`` and ``checkpoints/`` below ``out``.
 
@@ -91,14 +121,58 @@ def fit(
         callbacks: further callbacks for Lightning's Trainer.
         resume: go on from the last checkpoint below ``out``, if there is one.
         stop: asked after each batch whether to write a checkpoint and end.
+        quiet: show no progress.
 
     Raises:
         Interrupted: if ``stop`` said so.
-        TrainingError: if a loss or a weight is not finite, or a checkpoint cannot be written.
-        ConfigError: if the batch is not a multiple of the images a class.
+        TrainingError: if a loss, a gradient or a weight is not finite, memory is not enough, a backbone cannot be
+            compiled, or a checkpoint cannot be written.
+        UserError: if ``out`` is no folder, or its disk has no room for the checkpoints.
+        ConfigError: if the batch is not a multiple of the images a class, or a setting of ``train`` does not suit the
+            model or the data.
         DataError: if there are fewer classes than a batch needs.
     """
-    sampler = sampler or build_sampler(data.train, train, rows=data.trained)
+    if not out.is_dir():
+        raise UserError(f"{out} is no folder, so a training cannot be written there")
+    check_settings(train, validated=data.val is not None)
+    module = _module(model, objective, train)
+    history = History(out / "log.csv")
+    stop = stop or Stop()
+    checkpoints = Checkpoints(
+        out / "checkpoints",
+        history,
+        monitor=None if data.val is None else MONITOR,
+        every_steps=train.checkpoint_every_steps,
+        stop=stop,
+    )
+    added: list[Callback] = [] if module.skips is None else [SkippedSteps(module.skips, out / "non_finite.csv")]
+    if train.early_stop_epochs is not None:
+        added.append(EarlyStop(MONITOR, train.early_stop_epochs))
+    last = checkpoints.folder / LAST
+    # Both are written over by way of a temporary file.
+    missing = sum(not (checkpoints.folder / name).exists() for name in (LAST, BEST)[: 1 if data.val is None else 2])
+    check_space(out, (missing + 1) * checkpoint_size(module))
+    with (
+        quiet_lightning(),
+        clear_errors(),
+        clear_faults(train),
+        _switched(module, train),
+        loggers(train, out) as logged,
+        stop.deferred(),
+    ):
+        trainer = _trainer(train, logged, [history, Randomness(), *added, *callbacks, checkpoints], quiet=quiet)
+        trainer.fit(
+            module,
+            datamodule=EmbeddingData(data, train, sampler=sampler, workers=workers),
+            ckpt_path=last if resume and last.is_file() else None,
+        )
+    if module.average is not None:
+        model.load_state_dict(module.average.averaged.state_dict())
+    best = None if data.val is None else int(best_row(history.rows, MONITOR)["epoch"])
+    return FitResult(history.rows, int(history.rows[-1]["epoch"]), best, checkpoints.folder, history.path)
+
+
+def _module(model: nn.Module, objective: Objective, train: TrainConfig) -> EmbeddingModule:
     module = EmbeddingModule(
         model,
         objective,
@@ -109,93 +183,47 @@ def fit(
         lr_schedule=lr_schedule(train),
         head_only_epochs=train.head_only_epochs,
         chunk_size=train.chunk_size,
+        skip_non_finite=train.skip_non_finite,
+        ema_decay=train.ema_decay,
     )
     if train.channels_last:
         module.to(memory_format=torch.channels_last)
     if train.compile:
         compile_trunks(module)
-    history = History(out / "log.csv")
-    stop = stop or Stop()
-    checkpoints = Checkpoints(
-        out / "checkpoints",
-        history,
-        monitor=None if data.val is None else MONITOR,
-        every_steps=train.checkpoint_every_steps,
-        stop=stop,
-    )
-    last = checkpoints.folder / LAST
-    with quiet_lightning(), clear_errors(), stop.deferred():
-        trainer = _trainer(train, out, [history, Randomness(), *callbacks, checkpoints])
-        loaders = _Loaders if data.val is None else _ValidatedLoaders
-        trainer.fit(
-            module,
-            datamodule=loaders(data, sampler, train, workers),
-            ckpt_path=last if resume and last.is_file() else None,
-        )
-    best = None if data.val is None else int(best_row(history.rows, MONITOR)["epoch"])
-    return FitResult(history.rows, train.epochs - 1, best, checkpoints.folder)
+    return module
 
 
-def _trainer(train: TrainConfig, out: Path, callbacks: list[Callback]) -> Trainer:
-    shown = progress()
+@contextmanager
+def _switched(module: EmbeddingModule, train: TrainConfig) -> Iterator[None]:
+    """Switches of torch and of the backbone that hold while training."""
+    trunk = checkpointed_trunk(train, module.model)
+    with determinism(train.deterministic):
+        if trunk is None:
+            yield
+            return
+        trunk.checkpoint_stages()
+        try:
+            yield
+        finally:
+            trunk.checkpoint_stages(False)
+
+
+def _trainer(train: TrainConfig, logged: list[Logger], callbacks: list[Callback], *, quiet: bool) -> Trainer:
+    shown = [] if quiet else [progress()]
     return Trainer(
         max_epochs=train.epochs,
         accelerator=train.accelerator,
         devices=1,
         precision=train.precision,
-        logger=TensorBoardLogger(out, name="tensorboard", version=""),
-        callbacks=[shown, *callbacks],
+        logger=logged,
+        callbacks=[*shown, *callbacks],
         plugins=[CheckpointFiles()],
-        enable_progress_bar=isinstance(shown, ProgressBar),
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in shown),
         log_every_n_steps=1,
         num_sanity_val_steps=0,
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-
-
-class _Loaders(LightningDataModule):
-    """The loaders of a run, and what is done to a training batch once it is on the device."""
-
-    def __init__(self, data: DataSplits, sampler: ClassBalancedBatchSampler, train: TrainConfig, workers: int) -> None:
-        super().__init__()
-        self._data = data
-        self._sampler = sampler
-        self._train = loader(data.train, batch_sampler=sampler, workers=workers, persistent=True)
-        self._batch_size = train.batch_size
-        self._memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
-        self._workers = workers
-
-    @override
-    def state_dict(self) -> dict[str, int]:
-        assert self.trainer is not None
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        if self.trainer.is_last_batch:
-            return {"epoch": self.trainer.current_epoch + 1, "batches": 0}
-        return {"epoch": self.trainer.current_epoch, "batches": done}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        self._sampler.resume(state_dict["epoch"], state_dict["batches"])
-
-    @override
-    def train_dataloader(self) -> DataLoader[Batch]:
-        return self._train
-
-    @override
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        training = self.trainer is not None and self.trainer.training
-        images = batch.images
-        if self._data.on_device is not None and training:
-            images = self._data.on_device(images)
-        return batch._replace(images=images.contiguous(memory_format=self._memory_format))
-
-
-class _ValidatedLoaders(_Loaders):
-    @override
-    def val_dataloader(self) -> DataLoader[Batch]:
-        assert self._data.val is not None
-        return loader(self._data.val, batch_size=self._batch_size, workers=self._workers, persistent=True)
 
 
 def optimizer(train: TrainConfig) -> Callable[[list[dict[str, Any]]], Optimizer]:

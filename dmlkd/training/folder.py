@@ -1,5 +1,6 @@
 """The folder of a run: one process at a time, nothing left over from one that was killed."""
 
+import math
 import os
 import shutil
 import tempfile
@@ -52,6 +53,24 @@ def _check_room(folder: Path) -> None:
             file.flush()
     except OSError as error:
         raise UserError(f"run folder {folder} cannot be written: {error.strerror}") from None
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Refuse a folder whose disk has less space than a run is going to need.
+
+    Args:
+        folder: that is there.
+        needed: bytes.
+
+    Raises:
+        UserError: naming both.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{folder} has {free / 2**20:.0f} MiB of space left, and the checkpoints of this training take about "
+            f"{math.ceil(needed / 2**20)} MiB"
+        )
 
 
 def sweep(folder: Path) -> None:

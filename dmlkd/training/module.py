@@ -12,14 +12,18 @@ from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
 from dmlkd.chunks import signals_in_chunks
+from dmlkd.distill import MovingAverageTeacher
+from dmlkd.errors import TrainingError
 from dmlkd.retrieval import evaluate
-from dmlkd.signals import Batch
-from dmlkd.training.finite import FiniteLosses
+from dmlkd.signals import Batch, Signals
+from dmlkd.training.finite import FiniteLosses, Step
 from dmlkd.training.means import Means
 from dmlkd.training.objective import Losses, Objective
 from dmlkd.training.rates import WaitingTrunk, parameter_groups
+from dmlkd.training.skipping import Skips
 
 VALIDATION_METRICS = ("recall@1", "map@r")
+MODEL, AVERAGED = "model.", "average.network.module."  # before the names of weights in a checkpoint
 
 
 class EmbeddingModule(lightning.LightningModule):
@@ -39,6 +43,9 @@ class EmbeddingModule(lightning.LightningModule):
         head_only_epochs: in the first so many epochs ``model.trunk`` is left as it is: eval mode, no gradient.
         chunk_size: how many images the model runs on at a time (:func:`~dmlkd.chunks.signals_in_chunks`); None: the
             whole batch. Teachers have a ``chunk_size`` of their own.
+        skip_non_finite: so many steps whose loss or gradient is not finite are passed over before one is an error.
+        ema_decay: validate with the moving average of the model's weights and buffers over the steps, of this decay,
+            instead of with the model; None: there is none.
     """
 
     def __init__(
@@ -53,6 +60,8 @@ class EmbeddingModule(lightning.LightningModule):
         lr_schedule: Callable[[Optimizer], LRScheduler] | None = None,
         head_only_epochs: int = 0,
         chunk_size: int | None = None,
+        skip_non_finite: int = 0,
+        ema_decay: float | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -68,6 +77,8 @@ class EmbeddingModule(lightning.LightningModule):
         self._scores: dict[str, float] = {}
         self._means = Means()
         self._finite = FiniteLosses()
+        self.skips = Skips(skip_non_finite, self._agreed) if skip_non_finite else None
+        self.average = None if ema_decay is None else MovingAverageTeacher(model, decay=ema_decay)
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -104,22 +115,62 @@ class EmbeddingModule(lightning.LightningModule):
 
     @override
     def training_step(self, batch: Batch, _: int) -> Tensor:
+        step = Step(self.global_step, self.current_epoch, batch.rows)
+        if self.skips is not None:
+            self.skips.begin(self.model, step)
         signals = signals_in_chunks(self.model, batch.images, self.objective.student_needs, size=self.chunk_size)
-        losses: Losses = self.objective(signals, batch)
+        if self.skips is not None and not self.skips.look_at_embeddings(signals.embeddings):
+            return signals.embeddings.sum()
+        losses = self._losses(signals, batch, step)
+        if self.skips is not None and not self.skips.look_at_losses(losses):
+            return losses.total
         values: dict[str, Tensor | float] = {"train/loss": losses.total, "train/metric": losses.metric}
         values.update({f"train/{name}": loss for name, loss in losses.distill.items()})
         values.update({f"train/{name}_teacher": loss for name, loss in losses.teachers.items()})
         values.update({f"weight/{name}": weight for name, weight in losses.weights.items()})
         if self._lr_schedule is not None:
             values["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self._finite.watch(losses, batch.rows, step=self.global_step, epoch=self.current_epoch)
+        if self.skips is None:
+            self._finite.watch(losses, step)
         self._means.add(values, len(batch.labels))
         return losses.total
+
+    def _losses(self, signals: Signals, batch: Batch, step: Step) -> Losses:
+        try:
+            losses: Losses = self.objective(signals, batch)
+        except (RuntimeError, ValueError, IndexError) as error:
+            if torch.isfinite(signals.embeddings.detach()).all():
+                raise
+            raise TrainingError(step.fault("loss: embeddings")) from error  # miners stop at distances that are NaN
+        return losses
+
+    @override
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:  # which leaves such steps out by itself
+            if self.skips is None:
+                self._finite.watch_gradient(self.parameters())
+            elif not self.skips.skipping:
+                self.skips.look_at_gradient(self.parameters())
+        if self.skips is not None and self.skips.skipping:
+            self.skips.take_back()
+            optimizer.zero_grad()  # without gradients the step of any optimiser is none
 
     @override
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
         super().optimizer_step(*arguments, **named)
+        if self.skips is not None and self.skips.skipping:
+            return
         self.objective.after_step(self.model)
+        if self.average is not None:
+            self.average.after_step(self.model)
+
+    def _agreed(self, good: bool) -> bool:
+        return bool(self.trainer.strategy.reduce_boolean_decision(good, all=True))
+
+    @property
+    def measured(self) -> nn.Module:
+        """What validation measures and a finished run keeps: the model, or the average of its weights."""
+        return self.model if self.average is None or not self.average.ready else self.average.averaged
 
     @override
     def on_validation_epoch_start(self) -> None:
@@ -127,7 +178,7 @@ class EmbeddingModule(lightning.LightningModule):
 
     @override
     def validation_step(self, batch: Batch, _: int) -> None:
-        self._validated.append((self.model(batch.images).cpu(), batch.labels.cpu()))
+        self._validated.append((self.measured(batch.images).cpu(), batch.labels.cpu()))
 
     @override
     def on_validation_epoch_end(self) -> None:
@@ -161,5 +212,7 @@ class EmbeddingModule(lightning.LightningModule):
     def epoch_values(self) -> dict[str, float]:
         """What was logged in this epoch, sorted by name: means over its images so far, scores if it was validated."""
         self._finite.check()
-        means = {name: float(value) for name, value in self._means.values().items()}
-        return dict(sorted({**means, **self._scores}.items()))
+        values = {name: float(value) for name, value in self._means.values().items()} | self._scores
+        if self.skips is not None:
+            values["train/skipped_steps"] = float(len(self.skips.record))
+        return dict(sorted(values.items()))

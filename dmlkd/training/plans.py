@@ -16,6 +16,7 @@ from dmlkd.models.saved import FITS, PLAN
 from dmlkd.training.building import Parts, build_losses, build_model, check_train
 from dmlkd.training.folder import held, sweep
 from dmlkd.training.running import begin, check_free, go_on, resumable, seeded_parts
+from dmlkd.training.settings import check_settings, checkpointed_trunk
 from dmlkd.training.stopping import Stop
 
 
@@ -32,7 +33,7 @@ class PlanResult:
     metrics: dict[str, Any]
 
 
-def run_plan(plan: PlanConfig, out: Path) -> PlanResult:
+def run_plan(plan: PlanConfig, out: Path, *, quiet: bool = False) -> PlanResult:
     """Carry out the fits of a plan in order, and write a plan folder: see docs/plans.md.
 
     Two calls with the same plan on the same machine give the same ``metrics.json``.
@@ -40,6 +41,7 @@ def run_plan(plan: PlanConfig, out: Path) -> PlanResult:
     Args:
         plan: from :func:`dmlkd.config.load_training`.
         out: the plan folder; must be new or empty.
+        quiet: show no progress.
 
     Raises:
         ConfigError: if the parts of a fit do not go together. What can be built without data and earlier fits is built
@@ -58,16 +60,17 @@ def run_plan(plan: PlanConfig, out: Path) -> PlanResult:
         check_free(out)
         write_text(out / PLAN, plan.to_yaml())
         with resumable(out) as stop:
-            return _carried_out(plan, out, stop, parts)
+            return _carried_out(plan, out, stop, parts, quiet=quiet)
 
 
-def resume_plan(folder: Path) -> PlanResult:
+def resume_plan(folder: Path, *, quiet: bool = False) -> PlanResult:
     """Go on with a plan that was stopped or killed: at the checkpoint of the fit that was broken off.
 
     Finished fits are left as they are. On the CPU all ends with the same bits as if it had not been stopped.
 
     Args:
         folder: of the plan, as :func:`run_plan` left it at whatever moment.
+        quiet: show no progress.
 
     Raises:
         UserError: if there is no plan, it is finished, or another process is at work on it; and as :func:`run_plan`.
@@ -82,22 +85,26 @@ def resume_plan(folder: Path) -> PlanResult:
         assert isinstance(plan, PlanConfig)
         try:
             with resumable(folder) as stop:
-                return _carried_out(plan, folder, stop, {})
+                return _carried_out(plan, folder, stop, {}, quiet=quiet)
         except ConfigError as error:
             raise source.located(error) from None
 
 
-def _carried_out(plan: PlanConfig, out: Path, stop: Stop, parts: dict[str, Parts]) -> PlanResult:
+def _carried_out(plan: PlanConfig, out: Path, stop: Stop, parts: dict[str, Parts], *, quiet: bool) -> PlanResult:
+    def say(what: str) -> None:
+        if not quiet:
+            print(what, file=sys.stderr)
+
     results: dict[str, dict[str, Any]] = {}
     for number, fit in enumerate(plan.fits):
         stop.now()
         folder, place = out / FITS / fit.name, f"fit {number + 1}/{len(plan.fits)} {fit.name}"
         _check_same(fit, folder / "config.yaml")
         if (folder / "metrics.json").is_file():
-            print(f"{place}: finished already", file=sys.stderr)
+            say(f"{place}: finished already")
         else:
-            print(place, file=sys.stderr)
-            _carry_out(fit, folder, stop, parts.pop(fit.name, None))
+            say(place)
+            _carry_out(fit, folder, stop, parts.pop(fit.name, None), quiet=quiet)
         results[fit.name] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     metrics = {
         **results[plan.fits[-1].name],
@@ -115,16 +122,16 @@ def _check_same(fit: PlanFit, path: Path) -> None:
         )
 
 
-def _carry_out(fit: PlanFit, folder: Path, stop: Stop, parts: Parts | None) -> None:
+def _carry_out(fit: PlanFit, folder: Path, stop: Stop, parts: Parts | None, *, quiet: bool) -> None:
     with held(folder):
         if (folder / "config.yaml").is_file():
             try:
-                go_on(folder, stop)
+                go_on(folder, stop, quiet=quiet)
             except ConfigError as error:
                 raise UserError(str(error)) from None  # it is of that folder's own file
         else:
             sweep(folder)
-            begin(fit.config, parts or _parts(fit, folder), folder, stop)
+            begin(fit.config, parts or _parts(fit, folder), folder, stop, quiet=quiet)
 
 
 def _parts(fit: PlanFit, folder: Path) -> Parts:
@@ -144,9 +151,11 @@ def _rehearse(fit: PlanFit) -> None:
     assert config.data.channels is not None
     try:
         check_train(config.train)
+        check_settings(config.train, validated=True)  # whether it is, the data will show
         rows = np.arange(config.train.batch_size)  # of as many classes
         ClassBalancedBatchSampler(rows, batch_size=len(rows), per_class=config.train.per_class)
         model = build_model(config, in_channels=config.data.channels)
+        checkpointed_trunk(config.train, model)
         build_losses(config, model, classes=100, rows=100)
     except ConfigError as error:
         raise fit.located(error) from None

@@ -23,6 +23,7 @@ from dmlkd.models import ClassifyingModel, EmbeddingModel, save_classes
 from dmlkd.retrieval import Scores
 from dmlkd.training.building import Parts, build
 from dmlkd.training.building_data import build_preprocessing
+from dmlkd.training.determinism import determinism
 from dmlkd.training.fitting import FitResult, fit
 from dmlkd.training.folder import LOCK, held, sweep
 from dmlkd.training.loading import CLASSES
@@ -49,7 +50,7 @@ class RunResult:
     fit: FitResult
 
 
-def run(config: RunConfig, out: Path) -> RunResult:
+def run(config: RunConfig, out: Path, *, quiet: bool = False) -> RunResult:
     """Train as configured and write a run folder: see docs/run-folder.md.
 
     Two calls with the same configuration on the same machine give the same ``metrics.json``.
@@ -57,11 +58,13 @@ def run(config: RunConfig, out: Path) -> RunResult:
     Args:
         config: from :func:`dmlkd.config.load_config`.
         out: the run folder; must be new or empty.
+        quiet: show no progress.
 
     Raises:
         ConfigError: if the parts do not fit together.
         DataError: if the images are not there, incomplete or too few.
-        TrainingError: if a loss or a weight is not finite, or a checkpoint cannot be written.
+        TrainingError: if a loss, a gradient or a weight is not finite, memory is not enough, a backbone cannot be
+            compiled, or a checkpoint cannot be written.
         UserError: if the folder is taken, in use, or cannot be written.
         Interrupted: if SIGINT or SIGTERM came; :func:`resume` goes on from there.
     """
@@ -70,16 +73,17 @@ def run(config: RunConfig, out: Path) -> RunResult:
     with held(out):
         check_free(out)
         with resumable(out) as stop:
-            return begin(config, parts, out, stop)
+            return begin(config, parts, out, stop, quiet=quiet)
 
 
-def resume(folder: Path) -> RunResult:
+def resume(folder: Path, *, quiet: bool = False) -> RunResult:
     """Go on with a run that was stopped or killed, from its last checkpoint.
 
     On the CPU it ends with the same bits in ``metrics.json``, ``log.csv`` and ``model/`` as if it had not been stopped.
 
     Args:
         folder: of the run, as :func:`run` left it at whatever moment.
+        quiet: show no progress.
 
     Raises:
         UserError: if there is no run, it is finished, or another process is at work on it; and as :func:`run`.
@@ -90,7 +94,7 @@ def resume(folder: Path) -> RunResult:
         if (folder / "metrics.json").is_file():
             raise UserError(f"{folder} is finished; measure it again with dmlkd eval --run {folder}")
         with resumable(folder) as stop:
-            return go_on(folder, stop)
+            return go_on(folder, stop, quiet=quiet)
 
 
 def check_free(out: Path) -> None:
@@ -109,13 +113,14 @@ def seeded_parts(config: RunConfig, out: Path) -> Parts:
     return build(config, out.parent)
 
 
-def begin(config: RunConfig, parts: Parts, out: Path, stop: Stop) -> RunResult:
+def begin(config: RunConfig, parts: Parts, out: Path, stop: Stop, *, quiet: bool = False) -> RunResult:
     """Carry out a run in a folder that this process holds, from its start."""
     write_text(out / "config.yaml", config.to_yaml())
-    return _run(config, parts, out, stop, resumed=False)
+    with determinism(config.train.deterministic):
+        return _run(config, parts, out, stop, resumed=False, quiet=quiet)
 
 
-def go_on(folder: Path, stop: Stop) -> RunResult:
+def go_on(folder: Path, stop: Stop, *, quiet: bool = False) -> RunResult:
     """Go on with a run that is not finished, in a folder that this process holds."""
     sweep(folder)
     config, source = load_config(folder / "config.yaml")
@@ -123,7 +128,8 @@ def go_on(folder: Path, stop: Stop) -> RunResult:
         parts = seeded_parts(config, folder)
     except ConfigError as error:
         raise source.located(error) from None
-    return _run(config, parts, folder, stop, resumed=True)
+    with determinism(config.train.deterministic):
+        return _run(config, parts, folder, stop, resumed=True, quiet=quiet)
 
 
 @contextmanager
@@ -146,7 +152,7 @@ def resumable(out: Path) -> Iterator[Stop]:
         raise TrainingError(f"{out} cannot be written: {error.strerror}; make room, then: {again}") from error
 
 
-def _run(config: RunConfig, parts: Parts, out: Path, stop: Stop, *, resumed: bool) -> RunResult:
+def _run(config: RunConfig, parts: Parts, out: Path, stop: Stop, *, resumed: bool, quiet: bool) -> RunResult:
     record(out, parts.data.counts())
     model, test = parts.model, parts.data.test
     start = "untrained" if config.start is None else "start"
@@ -167,6 +173,7 @@ def _run(config: RunConfig, parts: Parts, out: Path, stop: Stop, *, resumed: boo
         workers=config.data.workers,
         resume=resumed,
         stop=stop,
+        quiet=quiet,
     )
     stop.now()
     by_epoch = {"last": _scores(model, test, config)}
@@ -181,10 +188,9 @@ def _run(config: RunConfig, parts: Parts, out: Path, stop: Stop, *, resumed: boo
     seen = None
     if parts.data.seen is not None and isinstance(parts.student, ClassifyingModel):
         seen = measure_seen(model, parts.student.classes, parts.data.seen, workers=config.data.workers)._asdict()
-    row = result.history[result.last_epoch if result.best_epoch is None else result.best_epoch]
     metrics = {
         "test": dict(by_epoch[reported]),
-        "val": {name.removeprefix("val/"): value for name, value in row.items() if name.startswith("val/")},
+        "val": {name.removeprefix("val/"): value for name, value in result.metrics.items() if name.startswith("val/")},
         "epoch": {"last": result.last_epoch, "best": result.best_epoch, "reported": reported},
         **({} if seen is None else {"seen": seen}),
         "test_by_epoch": {name: dict(scores) for name, scores in by_epoch.items()},

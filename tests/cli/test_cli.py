@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from dmlkd import __version__
 from dmlkd.cli import main
@@ -75,6 +76,15 @@ def test_resuming_a_finished_run_shows_what_it_found(monkeypatch, capsys, tmp_pa
     folder = str(tmp_path / "run")
     _, trained, _ = dmlkd(monkeypatch, capsys, "train", "--config", DIGITS, *SHORT, "--out", folder)
     assert dmlkd(monkeypatch, capsys, "train", "--resume", folder)[:2] == (0, trained + "it was finished already\n")
+
+
+def test_quietly_only_the_scores_are_printed(monkeypatch, capsys, tmp_path):
+    arguments = ["train", "--config", DIGITS, *SHORT, "--quiet", "--deterministic", "--out", str(tmp_path / "run")]
+    code, out, err = dmlkd(monkeypatch, capsys, *arguments)
+    assert (code, err) == (0, "")
+    assert out.startswith("Retrieval among 896 images")
+    assert "deterministic: true" in (tmp_path / "run" / "config.yaml").read_text()
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_a_run_stopped_by_a_signal_says_how_to_go_on_and_goes_on(monkeypatch, capsys, tmp_path):
@@ -160,6 +170,7 @@ def test_what_is_wrong_is_one_line_with_exit_code_2(monkeypatch, capsys, tmp_pat
         ["eval"],
         ["train", "--resume", "x", "--config", DIGITS],
         ["train", "--resume", "x", "--set", "train.epochs=3"],
+        ["train", "--resume", "x", "--deterministic"],
     ],
 )
 def test_wrong_usage_has_exit_code_2(monkeypatch, capsys, arguments):

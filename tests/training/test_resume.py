@@ -17,7 +17,7 @@ from dmlkd.config import load_config
 from dmlkd.errors import DataError, Interrupted, TrainingError, UserError
 from dmlkd.training import resume, run, running
 from dmlkd.training.checkpoints import CheckpointFiles, Randomness, read_checkpoint
-from dmlkd.training.finite import FiniteLosses, check_weights
+from dmlkd.training.finite import FiniteLosses, Step, check_weights
 from dmlkd.training.folder import held
 from dmlkd.training.means import Means
 from dmlkd.training.module import EmbeddingModule
@@ -81,6 +81,11 @@ KINDS = {
     "lower exit in its second phase, subclasses": [
         "distill=[{name: ambiguity, weight: 1, schedule: after}, {name: subclass_spread, weight: 1}]",
         "classes={subclasses: 2}",
+    ],
+    "averaged weights, early stopping, stages again": [
+        "train.ema_decay=0.8",
+        "train.early_stop_epochs=1",
+        "train.checkpoint_trunk=true",
     ],
     "snapshot, whole batches": [
         "distill.0.teacher={name: snapshot, every: 3}",
@@ -357,9 +362,9 @@ def losses(metric: float, lsd: float) -> Losses:
 )
 def test_a_loss_that_is_not_finite_is_named_with_step_and_rows(bad, named):
     watch = FiniteLosses()
-    watch.watch(losses(1.0, 1.0), torch.tensor([1, 2]), step=6, epoch=1)
+    watch.watch(losses(1.0, 1.0), Step(6, 1, torch.tensor([1, 2])))
     with pytest.raises(TrainingError, match=rf"at step 7 \(epoch 1\): {named}, of the batch of rows 5, 3;"):
-        watch.watch(losses(*bad), torch.tensor([5, 3]), step=7, epoch=1)
+        watch.watch(losses(*bad), Step(7, 1, torch.tensor([5, 3])))
 
 
 def test_weights_that_are_not_finite_are_not_written_over_good_ones(monkeypatch, tmp_path):

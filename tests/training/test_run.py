@@ -271,6 +271,12 @@ def test_a_taken_folder_is_refused_and_kept(configs, tmp_path):
             "SmoothAPLoss needs equally many images of each class in a batch, but 5 classes have fewer than 200",
         ),
         (["train.metric_loss_lr=0"], ConfigError, "metric_loss_lr: must be greater than 0, got 0"),
+        (["train.early_stop_epochs=2"], ConfigError, r"stopping early needs validation classes; set data\.validation"),
+        (
+            ["train.checkpoint_trunk=true", "train.compile=true"],
+            ConfigError,
+            "a compiled backbone cannot be computed again stage by stage",
+        ),
         (["distill.0.teacher={name: wider_heads, dims: []}"], ConfigError, "dims must name at least one dimension"),
     ],
 )
