@@ -1,6 +1,6 @@
 """What one forward pass gives: the type that models produce and losses, teachers and terms consume."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
@@ -26,6 +26,15 @@ class Batch(NamedTuple):
     def take(self, positions: Tensor) -> "Batch":
         """The images at some positions (K,) of the batch."""
         return Batch(*(field[positions] for field in self))
+
+    def signals_of(self, network: Callable[[Tensor], "Signals"], needs: Collection[Need] = ()) -> "Signals":  # noqa: ARG002
+        """What a network says of all images of the batch, wherever they are: each process runs it on its own.
+
+        Args:
+            network: from images to signals, without gradient.
+            needs: the fields that are read besides the embeddings; the others may be None.
+        """
+        return network(self.images)
 
 
 class Signals(NamedTuple):

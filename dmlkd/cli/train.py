@@ -1,6 +1,7 @@
 """``dmlkd train``."""
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +9,7 @@ import typer
 
 from dmlkd.cli.output import print_left_out, print_scores
 from dmlkd.errors import ConfigError
+from dmlkd.launching import launcher
 
 
 def train(
@@ -31,11 +33,22 @@ def train(
         if config or overrides or out:
             message = "cannot be used with --config, --set or --out: RUN/config.yaml says it all"
             raise typer.BadParameter(message, context, param_hint="--resume")
-        _resumed(resume)
+        with _together():
+            _resumed(resume)
     elif config is None:
         raise typer.BadParameter("is missing; or go on with a run: --resume", context, param_hint="--config")
     else:
-        _trained(config, overrides or [], out)
+        with _together():
+            _trained(config, overrides or [], out)
+
+
+def _together() -> AbstractContextManager[object]:
+    """From here on one of several processes, if it was started as that: what is wrong is said once."""
+    if launcher() is None:
+        return nullcontext()
+    from dmlkd.training.processes import together
+
+    return together()
 
 
 def _trained(config: Path, overrides: list[str], out: Path | None) -> None:
@@ -43,22 +56,36 @@ def _trained(config: Path, overrides: list[str], out: Path | None) -> None:
 
     settings, source = load_config(config, overrides)
     from dmlkd.training import run
+    from dmlkd.training.processes import Processes
 
+    chosen = out or Processes.now().from_first(lambda: _free_folder(Path("runs"), config.stem))
     try:
-        result = run(settings, out or _free_folder(Path("runs"), config.stem))
+        result = run(settings, chosen)
     except ConfigError as error:
         raise source.located(error) from None
-    _print(result.metrics, result.folder)
+    if _first():
+        _print(result.metrics, result.folder)
 
 
 def _resumed(folder: Path) -> None:
     if (folder / "metrics.json").is_file():
-        _print(json.loads((folder / "metrics.json").read_text(encoding="utf-8")), folder)
-        print("it was finished already")
+        if _first():
+            _print(json.loads((folder / "metrics.json").read_text(encoding="utf-8")), folder)
+            print("it was finished already")
         return
     from dmlkd.training import resume
 
-    _print(resume(folder).metrics, folder)
+    result = resume(folder)
+    if _first():
+        _print(result.metrics, folder)
+
+
+def _first() -> bool:
+    if launcher() is None:
+        return True
+    from dmlkd.training.processes import Processes
+
+    return Processes.now().first
 
 
 def _print(metrics: dict[str, Any], folder: Path) -> None:

@@ -88,6 +88,9 @@ class TrainConfig(_Section):
     chunk_size: int | None = Field(
         default=None, ge=1, description="images that are in memory at a time; None: the batch"
     )
+    sync_batch_norm: bool = Field(
+        default=False, description="batch norm over the images of all processes; otherwise each over its own"
+    )
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     seed: int = Field(default=0, ge=0, lt=2**32)
     checkpoint_every_steps: int | None = Field(

@@ -23,6 +23,7 @@ from dmlkd.errors import ConfigError, UserError
 from dmlkd.models import EmbeddingModel
 from dmlkd.training.building_data import build_data
 from dmlkd.training.objective import Objective, Term
+from dmlkd.training.processes import Processes, check
 from dmlkd.training.rates import lr_schedule
 
 Keys = tuple[str | int, ...]
@@ -47,6 +48,7 @@ def build(config: RunConfig) -> Parts:
         DataError: if the images are not there, incomplete or too few.
     """
     _check_accelerator(config.train)
+    check(config.train)
     lr_schedule(config.train)
     data = build_data(config.data, seed=config.train.seed)
     sampler = build_sampler(data.train, config.train)
@@ -82,13 +84,16 @@ def _check_accelerator(train: TrainConfig) -> None:
 
 
 def build_sampler(dataset: ImageDataset, train: TrainConfig) -> ClassBalancedBatchSampler:
-    """The batches that a training section asks for."""
+    """The batches that a training section asks for, or this process's shares of them."""
+    processes = Processes.now()
     return ClassBalancedBatchSampler(
         dataset.targets,
         batch_size=train.batch_size,
         per_class=train.per_class,
         seed=train.seed,
         replacement=train.sampler == "published",
+        num_replicas=processes.size,
+        rank=processes.rank,
     )
 
 

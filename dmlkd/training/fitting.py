@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from dmlkd.config import TrainConfig
-from dmlkd.data import ClassBalancedBatchSampler, DataSplits
+from dmlkd.data import BatchShare, ClassBalancedBatchSampler, DataSplits
 from dmlkd.data.loading import clear_errors, loader
 from dmlkd.models import compile_trunks
 from dmlkd.signals import Batch
@@ -24,6 +24,7 @@ from dmlkd.training.building import build_sampler
 from dmlkd.training.checkpoints import BEST, LAST, CheckpointFiles, Checkpoints, Randomness, best_row, read_checkpoint
 from dmlkd.training.module import EmbeddingModule
 from dmlkd.training.objective import Objective
+from dmlkd.training.processes import Processes, trainer_arguments
 from dmlkd.training.rates import lr_schedule
 from dmlkd.training.stopping import Stop
 from dmlkd.training.watching import History, progress, quiet_lightning
@@ -55,8 +56,8 @@ class FitResult:
     checkpoints: Path
 
     def load_best(self, model: nn.Module) -> None:
-        """Put the best epoch's weights into the model, in place."""
-        saved = read_checkpoint(self.checkpoints / BEST)["state_dict"]
+        """Put the best epoch's weights into the model, in place, in all processes."""
+        saved = Processes.now().from_first(lambda: read_checkpoint(self.checkpoints / BEST)["state_dict"])
         prefix = "model."
         model.load_state_dict({k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)})
 
@@ -75,6 +76,9 @@ def fit(
     stop: Stop | None = None,
 ) -> FitResult:
     """Train a model in place; write ``log.csv``, ``tensorboard/`` and ``checkpoints/`` below ``out``.
+
+    Where torch.distributed has several processes, all must call this, each with its share of the batches as its
+    ``sampler``; they train one model, and the first writes.
 
     A resumed training ends, on the CPU, with the bits it would have ended with unbroken, if all else is given as it
     was the first time.
@@ -109,13 +113,14 @@ def fit(
         lr_schedule=lr_schedule(train),
         head_only_epochs=train.head_only_epochs,
         chunk_size=train.chunk_size,
+        seed=train.seed,
     )
     if train.channels_last:
         module.to(memory_format=torch.channels_last)
     if train.compile:
         compile_trunks(module)
     history = History(out / "log.csv")
-    stop = stop or Stop()
+    stop = stop or Stop(Processes.now().largest)
     checkpoints = Checkpoints(
         out / "checkpoints",
         history,
@@ -125,7 +130,7 @@ def fit(
     )
     last = checkpoints.folder / LAST
     with quiet_lightning(), clear_errors(), stop.deferred():
-        trainer = _trainer(train, out, [history, Randomness(), *callbacks, checkpoints])
+        trainer = _trainer(train, out, [history, Randomness(train.seed), *callbacks, checkpoints])
         loaders = _Loaders if data.val is None else _ValidatedLoaders
         trainer.fit(
             module,
@@ -141,7 +146,7 @@ def _trainer(train: TrainConfig, out: Path, callbacks: list[Callback]) -> Traine
     return Trainer(
         max_epochs=train.epochs,
         accelerator=train.accelerator,
-        devices=1,
+        **trainer_arguments(train),
         precision=train.precision,
         logger=TensorBoardLogger(out, name="tensorboard", version=""),
         callbacks=[shown, *callbacks],
@@ -195,7 +200,11 @@ class _ValidatedLoaders(_Loaders):
     @override
     def val_dataloader(self) -> DataLoader[Batch]:
         assert self._data.val is not None
-        return loader(self._data.val, batch_size=self._batch_size, workers=self._workers, persistent=True)
+        processes = Processes.now()
+        batches = BatchShare(
+            len(self._data.val), batch_size=self._batch_size, num_replicas=processes.size, rank=processes.rank
+        )
+        return loader(self._data.val, batch_sampler=batches, workers=self._workers, persistent=True)
 
 
 def optimizer(train: TrainConfig) -> Callable[[list[dict[str, Any]]], Optimizer]:

@@ -13,10 +13,13 @@ from typing_extensions import override
 
 from dmlkd.chunks import signals_in_chunks
 from dmlkd.retrieval import evaluate
-from dmlkd.signals import Batch
+from dmlkd.retrieval.distributed import gather_rows
+from dmlkd.signals import Batch, Signals
 from dmlkd.training.finite import FiniteLosses
+from dmlkd.training.gathering import average_statistics, gather, same_randomness
 from dmlkd.training.means import Means
 from dmlkd.training.objective import Losses, Objective
+from dmlkd.training.processes import Processes
 from dmlkd.training.rates import WaitingTrunk, parameter_groups
 
 VALIDATION_METRICS = ("recall@1", "map@r")
@@ -27,6 +30,9 @@ class EmbeddingModule(lightning.LightningModule):
 
     Logs per epoch: ``train/loss``, ``train/metric``, ``train/NAME`` and ``weight/NAME`` of each distillation term,
     ``train/NAME_teacher`` where its teacher is itself trained, ``val/recall@1`` and ``val/map@r``.
+
+    Where torch.distributed has several processes, each runs on its share of every batch, and the losses are those of
+    the whole batch (:mod:`dmlkd.training.gathering`).
 
     Args:
         model: what is trained; has ``signals`` (:class:`~dmlkd.signals.SignalNetwork`).
@@ -39,6 +45,7 @@ class EmbeddingModule(lightning.LightningModule):
         head_only_epochs: in the first so many epochs ``model.trunk`` is left as it is: eval mode, no gradient.
         chunk_size: how many images the model runs on at a time (:func:`~dmlkd.chunks.signals_in_chunks`); None: the
             whole batch. Teachers have a ``chunk_size`` of their own.
+        seed: of what several processes draw alike.
     """
 
     def __init__(
@@ -53,6 +60,7 @@ class EmbeddingModule(lightning.LightningModule):
         lr_schedule: Callable[[Optimizer], LRScheduler] | None = None,
         head_only_epochs: int = 0,
         chunk_size: int | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.model = model
@@ -61,13 +69,16 @@ class EmbeddingModule(lightning.LightningModule):
         self.metric_loss_lr = metric_loss_lr
         self.trunk_lr = trunk_lr
         self.chunk_size = chunk_size
+        self.seed = seed
         self._optimizer = optimizer
         self._lr_schedule = lr_schedule
         self._waiting = WaitingTrunk(self._trunk(), head_only_epochs) if head_only_epochs else None
-        self._validated: list[tuple[Tensor, Tensor]] = []
+        self._validated: list[tuple[Tensor, Tensor, Tensor]] = []
         self._scores: dict[str, float] = {}
         self._means = Means()
         self._finite = FiniteLosses()
+        # Buffers are alike in all processes already: batch norm's are averaged, memories written alike.
+        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -105,7 +116,7 @@ class EmbeddingModule(lightning.LightningModule):
     @override
     def training_step(self, batch: Batch, _: int) -> Tensor:
         signals = signals_in_chunks(self.model, batch.images, self.objective.student_needs, size=self.chunk_size)
-        losses: Losses = self.objective(signals, batch)
+        losses, batch = self._losses(signals, batch)
         values: dict[str, Tensor | float] = {"train/loss": losses.total, "train/metric": losses.metric}
         values.update({f"train/{name}": loss for name, loss in losses.distill.items()})
         values.update({f"train/{name}_teacher": loss for name, loss in losses.teachers.items()})
@@ -115,6 +126,20 @@ class EmbeddingModule(lightning.LightningModule):
         self._finite.watch(losses, batch.rows, step=self.global_step, epoch=self.current_epoch)
         self._means.add(values, len(batch.labels))
         return losses.total
+
+    def _losses(self, signals: Signals, batch: Batch) -> tuple[Losses, Batch]:
+        """The losses of the whole batch, and that batch, when this process has its share."""
+        if not Processes.now().several:
+            return self.objective(signals, batch), batch
+        signals, batch = gather(signals, batch, self.objective.student_needs)
+        with same_randomness(self.seed, self.global_step):
+            losses: Losses = self.objective(signals, batch)
+        return losses, batch
+
+    @override
+    def on_after_backward(self) -> None:
+        if Processes.now().several:
+            average_statistics(self)
 
     @override
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
@@ -127,13 +152,16 @@ class EmbeddingModule(lightning.LightningModule):
 
     @override
     def validation_step(self, batch: Batch, _: int) -> None:
-        self._validated.append((self.model(batch.images).cpu(), batch.labels.cpu()))
+        self._validated.append((self.model(batch.images).cpu(), batch.labels.cpu(), batch.rows.cpu()))
 
     @override
     def on_validation_epoch_end(self) -> None:
-        embeddings, labels = (torch.cat(parts).numpy() for parts in zip(*self._validated, strict=True))
+        embeddings, labels, rows = (torch.cat(parts) for parts in zip(*self._validated, strict=True))
         self._validated.clear()
-        scores = evaluate(embeddings, labels, metrics=VALIDATION_METRICS)
+        processes = Processes.now()
+        if processes.several:
+            embeddings, labels, _ = gather_rows(embeddings, labels, rows)
+        scores = evaluate(embeddings.numpy(), labels.numpy(), metrics=VALIDATION_METRICS, group=processes.group)
         self._scores = {f"val/{name}": value for name, value in scores.items()}
         self.log_dict(self._scores)
 

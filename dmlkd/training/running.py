@@ -17,13 +17,14 @@ from dmlkd.data.preprocessing import Preprocessing, save_transforms
 from dmlkd.errors import ConfigError, Interrupted, TrainingError, UserError
 from dmlkd.export.card import model_card
 from dmlkd.files import write_csv, write_json, write_text
-from dmlkd.models import EmbeddingModel
+from dmlkd.models import EmbeddingModel, fingerprint
 from dmlkd.retrieval import Scores
 from dmlkd.training.building import Parts, build
 from dmlkd.training.building_data import build_preprocessing
 from dmlkd.training.fitting import FitResult, fit
-from dmlkd.training.folder import LOCK, held, sweep
+from dmlkd.training.folder import LOCK, held_by_first, sweep
 from dmlkd.training.measuring import embed_test
+from dmlkd.training.processes import Processes, together
 from dmlkd.training.provenance import record, versions
 from dmlkd.training.stopping import Stop
 
@@ -48,6 +49,9 @@ class RunResult:
 def run(config: RunConfig, out: Path) -> RunResult:
     """Train as configured and write a run folder: see docs/run-folder.md.
 
+    Where torchrun or ``srun`` has started several processes, all of them call this and train together: see
+    docs/distributed.md. All get the result, the first writes.
+
     Two calls with the same configuration on the same machine give the same ``metrics.json``.
 
     Args:
@@ -61,12 +65,17 @@ def run(config: RunConfig, out: Path) -> RunResult:
         UserError: if the folder is taken, in use, or cannot be written.
         Interrupted: if SIGINT or SIGTERM came; :func:`resume` goes on from there.
     """
-    _check_free(out)
-    parts = _seeded_parts(config)
-    with held(out):
+
+    def begin() -> None:
         _check_free(out)
         write_text(out / "config.yaml", config.to_yaml())
-        return _interruptible(config, parts, out)
+
+    with together() as processes:
+        processes.from_first(lambda: _check_free(out))
+        parts = _seeded_parts(config)
+        with held_by_first(out):
+            processes.from_first(begin)
+            return _interruptible(config, parts, out)
 
 
 def resume(folder: Path) -> RunResult:
@@ -80,18 +89,23 @@ def resume(folder: Path) -> RunResult:
     Raises:
         UserError: if there is no run, it is finished, or another process is at work on it; and as :func:`run`.
     """
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder} is no run folder: it has no config.yaml")
-    with held(folder):
+
+    def begin() -> None:
         if (folder / "metrics.json").is_file():
             raise UserError(f"{folder} is finished; measure it again with dmlkd eval --run {folder}")
         sweep(folder)
-        config, source = load_config(folder / "config.yaml")
-        try:
-            parts = _seeded_parts(config)
-        except ConfigError as error:
-            raise source.located(error) from None
-        return _interruptible(config, parts, folder, resumed=True)
+
+    with together() as processes:
+        if not (folder / "config.yaml").is_file():
+            raise UserError(f"{folder} is no run folder: it has no config.yaml")
+        with held_by_first(folder):
+            processes.from_first(begin)
+            config, source = load_config(folder / "config.yaml")
+            try:
+                parts = _seeded_parts(config)
+            except ConfigError as error:
+                raise source.located(error) from None
+            return _interruptible(config, parts, folder, resumed=True)
 
 
 def _check_free(out: Path) -> None:
@@ -101,11 +115,15 @@ def _check_free(out: Path) -> None:
 
 def _seeded_parts(config: RunConfig) -> Parts:
     lightning.seed_everything(config.train.seed, workers=True, verbose=False)
-    return build(config)
+    parts = build(config)
+    processes = Processes.now()
+    processes.check_same("images", parts.data.counts())
+    processes.check_same("a network", fingerprint(parts.model))
+    return parts
 
 
 def _interruptible(config: RunConfig, parts: Parts, out: Path, *, resumed: bool = False) -> RunResult:
-    stop = Stop()
+    stop = Stop(Processes.now().largest)
     again = f"dmlkd train --resume {shlex.quote(str(out))}"
     try:
         with stop.listening():
@@ -119,13 +137,10 @@ def _interruptible(config: RunConfig, parts: Parts, out: Path, *, resumed: bool 
 
 
 def _run(config: RunConfig, parts: Parts, out: Path, stop: Stop, *, resumed: bool) -> RunResult:
-    record(out, parts.data.counts())
+    processes = Processes.now()
+    processes.from_first(lambda: _record(parts.data, out))
     model, test = parts.model, parts.data.test
     baselines = {"pixels": _scores(nn.Flatten(), test, config), "untrained": _scores(model, test, config)}
-    if parts.data.skipped:
-        write_csv(out / "skipped.csv", [bad._asdict() for bad in parts.data.skipped])
-    if parts.data.true_labels is not None:
-        _record_noise(parts.data, out / "label_noise.csv")
     result = fit(
         model,
         parts.objective,
@@ -158,10 +173,22 @@ def _run(config: RunConfig, parts: Parts, out: Path, stop: Stop, *, resumed: boo
         "seed": config.train.seed,
         "versions": versions(),
     }
+    processes.from_first(lambda: _write_results(config, model, metrics, out))
+    return RunResult(out, metrics, result)
+
+
+def _record(data: DataSplits, out: Path) -> None:
+    record(out, data.counts())
+    if data.skipped:
+        write_csv(out / "skipped.csv", [bad._asdict() for bad in data.skipped])
+    if data.true_labels is not None:
+        _record_noise(data, out / "label_noise.csv")
+
+
+def _write_results(config: RunConfig, model: EmbeddingModel, metrics: dict[str, Any], out: Path) -> None:
     _save_model(model, out / "model", build_preprocessing(config.data))
     write_text(out / "model" / "README.md", model_card(model, metrics, config.to_yaml()))
     write_json(out / "metrics.json", metrics)
-    return RunResult(out, metrics, result)
 
 
 def _scores(model: nn.Module, dataset: ImageDataset, config: RunConfig) -> Scores:

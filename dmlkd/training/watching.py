@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from dmlkd.files import write_csv
 from dmlkd.training.module import EmbeddingModule
+from dmlkd.training.processes import Processes
 
 _EXPECTED = (
     r".*does not have many workers",
@@ -22,6 +23,7 @@ _EXPECTED = (
     r".*module\(s\) in eval mode at the start of training",  # teachers are
     r".*defined a `validation_step` but have no `val_dataloader`",  # a run may have no validation split
     r".*isinstance\(treespec, LeafSpec\)",
+    r".*sync_dist=True",  # what is logged is the same in all processes
     r".*ended before the epoch ended and your dataloader is not resumable",  # the sampler is
 )
 
@@ -44,7 +46,11 @@ class History(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, EmbeddingModule)
         self.rows.append({"epoch": trainer.current_epoch, **pl_module.epoch_values()})
-        write_csv(self.path, self.rows)
+        self._write()
+
+    def _write(self) -> None:
+        if Processes.now().first:
+            write_csv(self.path, self.rows)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -53,7 +59,7 @@ class History(Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = state_dict["rows"]
-        write_csv(self.path, self.rows)  # a row of an epoch that was cut short may be there
+        self._write()  # a row of an epoch that was cut short may be there
 
 
 class PlainProgress(Callback):
@@ -73,7 +79,8 @@ class PlainProgress(Callback):
         shown = {name: value for name, value in pl_module.epoch_values().items() if not name.startswith("weight/")}
         values = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
         seconds = time.perf_counter() - self._started
-        print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {values}  {seconds:.1f} s", file=sys.stderr)
+        if trainer.is_global_zero:
+            print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {values}  {seconds:.1f} s", file=sys.stderr)
 
 
 def progress() -> Callback:
