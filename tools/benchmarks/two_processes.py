@@ -4,7 +4,8 @@ DMLKD_DATA=FOLDER python tools/benchmarks/two_processes.py [--epochs 5] [--seed 
 
 Contrastive loss and listwise self-distillation with the previous epoch's teacher, 20 pixels, no augmentation. Once with
 batch norm frozen, where one process and two differ by rounding alone, and once live, where each process normalises by
-its own half of the batch. One thread a process; two processes by torchrun.
+its own half of the batch. "chunks": one process that runs on half a batch at a time, a control for what rounding alone does.
+One thread a process; two processes by torchrun.
 """
 
 import csv
@@ -48,18 +49,20 @@ def main() -> None:
     for kind, own in KINDS.items():
         settings = [*SETTINGS, *own, f"train.epochs={options.epochs}", f"train.seed={options.seed}"]
         with tempfile.TemporaryDirectory() as folder:
-            one, two = (trained(count, Path(folder) / str(count), settings) for count in (1, 2))
-        curves[kind] = {str(n): [row["train/loss"] for row in run["log"]] for n, run in ((1, one), (2, two))}
-        differences = [abs(a["train/loss"] - b["train/loss"]) for a, b in zip(one["log"], two["log"], strict=True)]
-        for count, run in ((1, one), (2, two)):
+            runs = {str(count): trained(count, Path(folder) / str(count), settings) for count in (1, 2)}
+            if kind == "frozen":
+                runs["1, chunks"] = trained(1, Path(folder) / "chunks", [*settings, "train.chunk_size=56"])
+        curves[kind] = {name: [row["train/loss"] for row in run["log"]] for name, run in runs.items()}
+        for name, run in runs.items():
             test = run["metrics"]["test_by_epoch"]["last"]
+            differences = [abs(a - b) for a, b in zip(curves[kind]["1"], curves[kind][name], strict=True)]
             rows.append(
                 {
                     "batch norm": kind,
-                    "processes": count,
+                    "processes": name,
                     "loss of the last epoch": run["log"][-1]["train/loss"],
-                    "largest difference of the curve": 0.0 if count == 1 else max(differences),
-                    "in the first epoch": 0.0 if count == 1 else differences[0],
+                    "largest difference of the curve": max(differences),
+                    "in the first epoch": differences[0],
                     "test recall@1": test["recall@1"],
                     "test map@r": test["map@r"],
                     "seconds": run["seconds"],
