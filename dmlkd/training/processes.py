@@ -133,9 +133,8 @@ def together() -> Iterator[Processes]:
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
         _ended_by_another(store, launched.world_size(), error)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    else:
+        dist.destroy_process_group()
 
 
 def _environment() -> ClusterEnvironment | None:
@@ -176,7 +175,6 @@ def _leave(store: Store, size: int) -> None:
 def _ended_by_another(store: Store, size: int, error: RuntimeError) -> NoReturn:
     message = "another process of this run has ended; go on with dmlkd train --resume, as many processes as before"
     ended = TrainingError(message)
-    ended.said = True
     with suppress(dist.DistError, RuntimeError):  # the first process may be gone, and the store with it
         ended.said = store.add("dmlkd/said", 1) > 1
         _leave(store, size)

@@ -4,8 +4,8 @@ DMLKD_DATA=FOLDER python tools/benchmarks/two_processes.py [--epochs 5] [--seed 
 
 Contrastive loss and listwise self-distillation with the previous epoch's teacher, 20 pixels, no augmentation. Once with
 batch norm frozen, where one process and two differ by rounding alone, and once live, where each process normalises by
-its own half of the batch. "chunks": one process that runs on half a batch at a time, a control for what rounding alone does.
-One thread a process; two processes by torchrun.
+its own half of the batch. "1, chunks" is one process that runs on half a batch at a time: what rounding alone does. One
+thread a process; two processes by torchrun.
 """
 
 import csv
