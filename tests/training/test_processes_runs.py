@@ -56,7 +56,7 @@ def test_a_run_of_two_processes_is_that_of_one_but_for_rounding(tmp_path):
     events = [[name for name in own if "events" in name] for own in names]
     assert [len(own) for own in events] == [1, 1]
     assert set(names[0]) - set(events[0]) == set(names[1]) - set(events[1])
-    one, two = (list(csv.DictReader((tmp_path / name / "log.csv").open())) for name in ("one", "two"))
+    one, two = (list(csv.DictReader((tmp_path / name / "log.csv").read_text().splitlines())) for name in ("one", "two"))
     for ours, theirs in zip(one, two, strict=True):
         assert {k: float(v or 0) for k, v in ours.items()} == pytest.approx(
             {k: float(v or 0) for k, v in theirs.items()}, abs=2e-3
@@ -102,12 +102,27 @@ def test_a_signal_to_one_process_ends_all_and_resuming_gives_the_same_bits(tmp_p
     ],
 )
 def test_what_is_wrong_is_said_once_and_ends_all(tmp_path, overrides, message):
-    (tmp_path / "file").write_text("")
-    results = ended(started(2, *train(*overrides), "--out", tmp_path))
+    out = tmp_path / "run"
+    out.mkdir()
+    if not overrides:
+        (out / "file").write_text("")
+    results = ended(started(2, *train(*overrides), "--out", out))
     said = "".join(errors for _, _, errors in results)
     assert [code for code, *_ in results] == [2, 2], said
     assert said.count("error: ") == said.count(message) == 1
     assert "Traceback" not in said
+    assert [path.name for path in out.iterdir()] == ([] if overrides else ["file"])
+
+
+@pytest.mark.slow
+def test_what_srun_starts_trains_together(tmp_path):
+    """Its variables, as srun sets them; there is no Slurm here."""
+    slurm = {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1"}
+    slurm |= {"SLURM_NODEID": "0", "SLURM_NODELIST": "127.0.0.1", "SLURM_JOB_NAME": "cub"}
+    command = [*train("train.epochs=1"), "--out", tmp_path / "run"]
+    for code, _, errors in ended(started(2, *command, slurm=slurm)):
+        assert code == 0, errors
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["processes"][0]["together"] == 2
 
 
 ONE_FAILS = """
