@@ -211,6 +211,6 @@ def test_the_seeds_of_batches_differ_and_repeat():
 def test_batches_of_all_rows_are_shared_whole(rows, batch_size, processes):
     one = list(BatchShare(rows, batch_size=batch_size))
     shares = [list(BatchShare(rows, batch_size=batch_size, num_replicas=processes, rank=r)) for r in range(processes)]
-    assert sum(one, []) == list(range(rows))
+    assert [row for batch in one for row in batch] == list(range(rows))
     assert all(shares)
     assert {tuple(batch) for share in shares for batch in share} == {tuple(batch) for batch in one}
