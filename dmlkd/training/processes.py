@@ -154,7 +154,7 @@ def _environment() -> ClusterEnvironment | None:
 def _joined(launched: ClusterEnvironment) -> Store:
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = launched.main_address, str(launched.main_port)
     rank, size = launched.global_rank(), launched.world_size()
-    store, _, _ = next(rendezvous("env://", rank, size))
+    store: Store = next(rendezvous("env://", rank, size))[0]
     # Tensors on the CPU go through gloo, so that nothing that is said beside the training waits for the GPU.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=PrefixStore("dmlkd", store), rank=rank, world_size=size)
