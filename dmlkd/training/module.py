@@ -32,7 +32,7 @@ class EmbeddingModule(lightning.LightningModule):
     ``train/NAME_teacher`` where its teacher is itself trained, ``val/recall@1`` and ``val/map@r``.
 
     Where torch.distributed has several processes, each runs on its share of every batch, and the losses are those of
-    the whole batch (:mod:`dmlkd.training.gathering`).
+    the whole batch (:func:`dmlkd.training.gathering.gather`).
 
     Args:
         model: what is trained; has ``signals`` (:class:`~dmlkd.signals.SignalNetwork`).
