@@ -87,12 +87,12 @@ def recorded(overrides: list[str], out: Path) -> dict:
     config = load_config(ROOT / "configs" / "digits.yaml", [*SHORT, *overrides])[0]
     lightning.seed_everything(0, verbose=False)
     parts = build(config)
-    _normalise(parts.model, parts.data.train.batch(list(range(0, 900, 5))).images)
     sampler = Uneven(parts.data.train.targets, batch_size=48, per_class=16)
     seen = Recorder()
     out.mkdir(exist_ok=True)
     parts.model.double()
     parts.objective.double()
+    _normalise(parts.model, parts.data.train.batch(list(range(0, 900, 5))).images.double())
     data = replace(parts.data, on_device=torch.Tensor.double)
     fit(parts.model, parts.objective, data, config.train, out=out, sampler=sampler, callbacks=[seen])
     state = {**parts.model.state_dict(prefix="model."), **parts.objective.state_dict(prefix="objective.")}
