@@ -6,7 +6,13 @@ from difflib import get_close_matches
 
 
 class UserError(ValueError):
-    """Something given from outside is wrong; the message says in one line what it was and what would be right."""
+    """Something given from outside is wrong; the message says in one line what it was and what would be right.
+
+    Attributes:
+        said: whether another process of the run says it.
+    """
+
+    said = False
 
 
 class ConfigError(UserError):
@@ -36,7 +42,12 @@ class Interrupted(Exception):  # noqa: N818  (no error)
     Args:
         signum: of the signal.
         advice: how to go on.
+
+    Attributes:
+        said: whether another process of the run says it.
     """
+
+    said = False
 
     def __init__(self, signum: int, advice: str = "") -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}{advice and '; '}{advice}")

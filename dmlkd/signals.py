@@ -28,6 +28,15 @@ class Batch(NamedTuple):
         """The images at some positions (K,) of the batch."""
         return Batch(*(field[positions] for field in self))
 
+    def signals_of(self, network: Callable[[Tensor], "Signals"], needs: Collection[Need] = ()) -> "Signals":  # noqa: ARG002
+        """What a network says of all images of the batch, wherever they are: each process runs it on its own.
+
+        Args:
+            network: from images to signals, without gradient.
+            needs: the fields that are read besides the embeddings; the others may be None.
+        """
+        return network(self.images)
+
 
 class Signals(NamedTuple):
     """What a network says of a batch of B images.

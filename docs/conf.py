@@ -13,6 +13,7 @@ exclude_patterns = ["_build"]
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!dmlkd).*"),  # other projects' objects
+    ("py:class", r"dmlkd\.training\.processes\.T"),
     ("py:.*", r"dmlkd\.config\.(schema\.(_Section|Annotated|named)|yaml_source\.Keys)"),
 ]
 

@@ -45,10 +45,12 @@ def main() -> None:
     try:
         app(prog_name="dmlkd")
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not error.said:
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as stopped:
-        print(stopped, file=sys.stderr)
+        if not stopped.said:
+            print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.signum)
 
 

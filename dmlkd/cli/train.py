@@ -1,6 +1,7 @@
 """``dmlkd train``."""
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,6 +9,7 @@ import typer
 
 from dmlkd.cli.output import print_left_out, print_scores, print_seen
 from dmlkd.errors import ConfigError
+from dmlkd.launching import launcher
 
 if TYPE_CHECKING:
     from dmlkd.training.plans import PlanResult
@@ -46,12 +48,23 @@ def train(
                 "cannot be used with --config, --set, --out or --deterministic: RUN's own configuration says it all"
             )
             raise typer.BadParameter(message, context, param_hint="--resume")
-        _resumed(resume, quiet=quiet)
+        with _together():
+            _resumed(resume, quiet=quiet)
     elif config is None:
         raise typer.BadParameter("is missing; or go on with a run: --resume", context, param_hint="--config")
     else:
         also = ["train.deterministic=true"] if deterministic else []
-        _trained(config, [*(overrides or []), *also], out, quiet=quiet)
+        with _together():
+            _trained(config, [*(overrides or []), *also], out, quiet=quiet)
+
+
+def _together() -> AbstractContextManager[object]:
+    """From here on one of several processes, if it was started as that: what is wrong is said once."""
+    if launcher() is None:
+        return nullcontext()
+    from dmlkd.training.processes import together
+
+    return together()
 
 
 def _trained(config: Path, overrides: list[str], out: Path | None, *, quiet: bool) -> None:
@@ -59,8 +72,9 @@ def _trained(config: Path, overrides: list[str], out: Path | None, *, quiet: boo
 
     settings, source = load_training(config, overrides)
     from dmlkd.training import run, run_plan
+    from dmlkd.training.processes import Processes
 
-    folder = out or _free_folder(Path("runs"), config.stem)
+    folder = out or Processes.now().from_first(lambda: _free_folder(Path("runs"), config.stem))
     result: RunResult | PlanResult
     try:
         if isinstance(settings, PlanConfig):
@@ -69,19 +83,31 @@ def _trained(config: Path, overrides: list[str], out: Path | None, *, quiet: boo
             result = run(settings, folder, quiet=quiet)
     except ConfigError as error:
         raise source.located(error) from None
-    _print(result.metrics, result.folder)
+    if _first():
+        _print(result.metrics, result.folder)
 
 
 def _resumed(folder: Path, *, quiet: bool) -> None:
     if (folder / "metrics.json").is_file():
-        _print(json.loads((folder / "metrics.json").read_text(encoding="utf-8")), folder)
-        print("it was finished already")
+        if _first():
+            _print(json.loads((folder / "metrics.json").read_text(encoding="utf-8")), folder)
+            print("it was finished already")
         return
     from dmlkd.models.saved import PLAN
     from dmlkd.training import resume, resume_plan
 
     again = resume_plan if (folder / PLAN).is_file() else resume
-    _print(again(folder, quiet=quiet).metrics, folder)
+    result = again(folder, quiet=quiet)
+    if _first():
+        _print(result.metrics, folder)
+
+
+def _first() -> bool:
+    if launcher() is None:
+        return True
+    from dmlkd.training.processes import Processes
+
+    return Processes.now().first
 
 
 def _print(metrics: dict[str, Any], folder: Path) -> None:

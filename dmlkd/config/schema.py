@@ -123,6 +123,9 @@ class TrainConfig(_Section):
     skip_non_finite: int = Field(
         default=0, ge=0, description="pass over so many steps with a loss or gradient that is not finite"
     )
+    sync_batch_norm: bool = Field(
+        default=False, description="batch norm over the images of all processes; otherwise each over its own"
+    )
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     deterministic: bool = Field(default=False, description="take only algorithms that give the same bits every time")
     wandb: str | None = Field(default=None, min_length=1, description="log to this project of Weights & Biases too")

@@ -8,7 +8,7 @@ from dmlkd.data.folder import image_folder
 from dmlkd.data.inshop import inshop
 from dmlkd.data.noise import NoiseKind, noisy_labels
 from dmlkd.data.omniglot import omniglot, omniglot_small
-from dmlkd.data.sampling import ClassBalancedBatchSampler
+from dmlkd.data.sampling import BatchShare, ClassBalancedBatchSampler
 from dmlkd.data.sop import sop
 from dmlkd.data.splits import (
     DataSplits,
@@ -24,6 +24,7 @@ from dmlkd.data.table import ImageTable
 from dmlkd.data.tabular import table_file
 
 __all__ = [
+    "BatchShare",
     "ClassBalancedBatchSampler",
     "DataSplits",
     "ImageDataset",

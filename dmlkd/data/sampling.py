@@ -127,6 +127,32 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
                 yield rows
 
 
+class BatchShare(Sampler[list[int]]):
+    """Every n-th of the batches of all rows in order, for n processes: the batches are those of one process.
+
+    A process that would get none gets the first, which then comes twice.
+
+    Args:
+        rows: N, how many there are.
+        batch_size: rows a batch; the last has what is left.
+        num_replicas: n.
+        rank: which of the processes this is, from 0.
+
+    >>> list(BatchShare(5, batch_size=2, num_replicas=2, rank=1))
+    [[2, 3]]
+    """
+
+    def __init__(self, rows: int, *, batch_size: int, num_replicas: int = 1, rank: int = 0) -> None:
+        starts = range(rank * batch_size, rows, num_replicas * batch_size) or range(1)
+        self._batches = [list(range(start, min(start + batch_size, rows))) for start in starts]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        yield from self._batches
+
+
 def _check_numbers(batch_size: int, per_class: int, num_replicas: int, rank: int) -> None:
     for name, value in (("batch_size", batch_size), ("per_class", per_class), ("num_replicas", num_replicas)):
         if value < 1:

@@ -68,7 +68,8 @@ class Teacher(nn.Module, ABC):
         """What the teacher says of a batch.
 
         Args:
-            batch: images, labels and row numbers.
+            batch: labels and row numbers; a network is run on the images by :meth:`~dmlkd.signals.Batch.signals_of`, as
+                other processes may have some of them.
             student: what the student says of the same images, with gradient.
             needs: the fields that are read of what it says; the others may be None.
         """
@@ -126,7 +127,10 @@ class FrozenTeacher(Teacher):
     @override
     @torch.no_grad()
     def teach(self, *, batch: Batch, student: Signals, needs: Collection[Need]) -> Lesson:
-        return Lesson((signals_in_chunks(self._teaching, batch.images, needs, size=self.chunk_size),))
+        def said(images: Tensor) -> Signals:
+            return signals_in_chunks(self._teaching, images, needs, size=self.chunk_size)
+
+        return Lesson((batch.signals_of(said, needs),))
 
     @override
     def train(self, mode: bool = True) -> "FrozenTeacher":

@@ -24,6 +24,7 @@ from dmlkd.errors import ConfigError, UserError
 from dmlkd.models import ClassHead, ClassifyingModel, ClassScores, EmbeddingModel
 from dmlkd.training.building_data import build_data
 from dmlkd.training.objective import Objective, Term
+from dmlkd.training.processes import Processes, check
 from dmlkd.training.proxies import ProxyScores, has_proxies
 from dmlkd.training.rates import lr_schedule
 from dmlkd.training.settings import check_settings, checkpointed_trunk
@@ -98,12 +99,13 @@ def _check_smooth_ap(config: RunConfig, targets: NDArray[np.int64]) -> None:
 
 
 def check_train(train: TrainConfig) -> None:
-    """Check what a training section says of the machine and the learning rate.
+    """Check what a training section says of the machine, its processes and the learning rate.
 
     Raises:
         ConfigError: if the machine has no such device, or the schedule lacks a number.
     """
     lr_schedule(train)
+    check(train)
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(train.accelerator, True):
         message = f"this machine has no {train.accelerator} device; auto takes what there is"
@@ -115,7 +117,8 @@ def check_train(train: TrainConfig) -> None:
 def build_sampler(
     dataset: ImageDataset, train: TrainConfig, *, rows: NDArray[np.int64] | None = None
 ) -> ClassBalancedBatchSampler:
-    """The batches that a training section asks for, of some rows or of all."""
+    """The batches that a training section asks for, of some rows or of all, or this process's shares of them."""
+    processes = Processes.now()
     return ClassBalancedBatchSampler(
         dataset.targets,
         batch_size=train.batch_size,
@@ -123,6 +126,8 @@ def build_sampler(
         seed=train.seed,
         replacement=train.sampler == "published",
         rows=rows,
+        num_replicas=processes.size,
+        rank=processes.rank,
     )
 
 

@@ -13,10 +13,12 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch import nn
 from typing_extensions import override
 
-from dmlkd.errors import TrainingError, UserError
+from dmlkd.errors import Interrupted, TrainingError, UserError
 from dmlkd.files import replacing
 from dmlkd.training.finite import check_weights
+from dmlkd.training.gathering import seed_all
 from dmlkd.training.module import EmbeddingModule
+from dmlkd.training.processes import Processes
 from dmlkd.training.stopping import Stop
 from dmlkd.training.watching import History
 
@@ -65,21 +67,32 @@ def checkpoint_size(module: nn.Module) -> int:
 
 
 class Randomness(Callback):
-    """Puts the states of all random number generators into checkpoints, and back."""
+    """Puts the states of all random number generators into checkpoints, and back.
 
-    def __init__(self) -> None:
+    Of several processes each has random numbers of its own, for its images, and its own come back if there are as many
+    processes as there were.
+
+    Args:
+        seed: which the first process has been seeded with.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self._seed = seed
         self._saved: dict[str, Any] | None = None
 
     @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not (own := Processes.now()).first:  # Lightning has just seeded all alike
+            seed_all(self._seed, own.rank)
+
+    @override
     def state_dict(self) -> dict[str, Any]:
-        name, keys, *rest = np.random.get_state()  # noqa: NPY002
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        numpy = [name, np.asarray(keys).tolist(), *rest]
-        return {"torch": torch.get_rng_state(), "cuda": cuda, "numpy": numpy, "python": random.getstate()}
+        return {"processes": Processes.now().all_of(_generators())}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._saved = state_dict
+        own, each = Processes.now(), state_dict["processes"]
+        self._saved = each[own.rank] if len(each) == own.size else None
         self._restore()
 
     @override
@@ -94,10 +107,20 @@ class Randomness(Callback):
         if self._saved is None:
             return
         torch.set_rng_state(self._saved["torch"])
-        if len(self._saved["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(self._saved["cuda"])
+        if self._saved["cuda"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(self._saved["cuda"])
         np.random.set_state(tuple(self._saved["numpy"]))  # noqa: NPY002
         random.setstate(self._saved["python"])
+
+
+def _generators() -> dict[str, Any]:
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "numpy": [name, np.asarray(keys).tolist(), *rest],
+        "python": random.getstate(),
+    }
 
 
 class Checkpoints(Checkpoint):
@@ -130,9 +153,11 @@ class Checkpoints(Checkpoint):
     ) -> None:
         if trainer.is_last_batch:
             return  # validation and the epoch's end come next
-        if self._stop.asked or (self._every_steps and (batch_idx + 1) % self._every_steps == 0):
+        signum = self._stop.heard()
+        if signum is not None or (self._every_steps and (batch_idx + 1) % self._every_steps == 0):
             self._save(trainer, LAST)
-        self._stop.now()
+        if signum is not None:
+            raise Interrupted(signum)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -37,6 +37,7 @@ from dmlkd.training.loaders import EmbeddingData
 from dmlkd.training.loggers import loggers
 from dmlkd.training.module import AVERAGED, MODEL, EmbeddingModule
 from dmlkd.training.objective import Objective
+from dmlkd.training.processes import Processes, trainer_arguments
 from dmlkd.training.progress import progress
 from dmlkd.training.rates import lr_schedule
 from dmlkd.training.settings import check_settings, checkpointed_trunk
@@ -78,14 +79,14 @@ class FitResult:
         return self.history[self.last_epoch if self.best_epoch is None else self.best_epoch]
 
     def load_best(self, model: nn.Module) -> None:
-        """Put the best epoch's weights, averaged ones if there are any, into the model, in place.
+        """Put the best epoch's weights, averaged ones if there are any, into the model, in place, in all processes.
 
         Raises:
             UserError: if there was no validation to choose it by, or the checkpoint cannot be read.
         """
         if self.best_epoch is None:
             raise UserError("there is no best epoch without a validation split")
-        saved = read_checkpoint(self.checkpoints / BEST)["state_dict"]
+        saved = Processes.now().from_first(lambda: read_checkpoint(self.checkpoints / BEST)["state_dict"])
         prefix = AVERAGED if any(name.startswith(AVERAGED) for name in saved) else MODEL
         model.load_state_dict({k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)})
 
@@ -105,6 +106,9 @@ def fit(
     quiet: bool = False,
 ) -> FitResult:
     """Train a model in place; write ``log.csv``, ``tensorboard/`` and ``checkpoints/`` below ``out``.
+
+    Where torch.distributed has several processes, all must call this, each with its share of the batches as its
+    ``sampler``; they train one model, and the first writes.
 
     A resumed training ends, on the CPU, with the bits it would have ended with unbroken, if all else is given as it
     was the first time.
@@ -137,7 +141,7 @@ def fit(
     check_settings(train, validated=data.val is not None)
     module = _module(model, objective, train)
     history = History(out / "log.csv")
-    stop = stop or Stop()
+    stop = stop or Stop(Processes.now().largest)
     checkpoints = Checkpoints(
         out / "checkpoints",
         history,
@@ -151,7 +155,7 @@ def fit(
     last = checkpoints.folder / LAST
     # Both are written over by way of a temporary file.
     missing = sum(not (checkpoints.folder / name).exists() for name in (LAST, BEST)[: 1 if data.val is None else 2])
-    check_space(out, (missing + 1) * checkpoint_size(module))
+    Processes.now().from_first(lambda: check_space(out, (missing + 1) * checkpoint_size(module)))
     with (
         quiet_lightning(),
         clear_errors(),
@@ -160,7 +164,9 @@ def fit(
         loggers(train, out) as logged,
         stop.deferred(),
     ):
-        trainer = _trainer(train, logged, [history, Randomness(), *added, *callbacks, checkpoints], quiet=quiet)
+        trainer = _trainer(
+            train, logged, [history, Randomness(train.seed), *added, *callbacks, checkpoints], quiet=quiet
+        )
         trainer.fit(
             module,
             datamodule=EmbeddingData(data, train, sampler=sampler, workers=workers),
@@ -185,6 +191,7 @@ def _module(model: nn.Module, objective: Objective, train: TrainConfig) -> Embed
         chunk_size=train.chunk_size,
         skip_non_finite=train.skip_non_finite,
         ema_decay=train.ema_decay,
+        seed=train.seed,
     )
     if train.channels_last:
         module.to(memory_format=torch.channels_last)
@@ -213,7 +220,7 @@ def _trainer(train: TrainConfig, logged: list[Logger], callbacks: list[Callback]
     return Trainer(
         max_epochs=train.epochs,
         accelerator=train.accelerator,
-        devices=1,
+        **trainer_arguments(train),
         precision=train.precision,
         logger=logged,
         callbacks=[*shown, *callbacks],

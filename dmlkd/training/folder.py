@@ -5,10 +5,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from dmlkd.errors import UserError
+from dmlkd.training.processes import Processes
 
 try:
     import fcntl
@@ -44,6 +45,14 @@ def held(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+@contextmanager
+def held_by_first(folder: Path) -> Iterator[None]:
+    """:func:`held` by the first of several processes; a refusal is one in all of them."""
+    with ExitStack() as stack:
+        Processes.now().from_first(lambda: stack.enter_context(held(folder)))
+        yield
 
 
 def _check_room(folder: Path) -> None:

@@ -6,10 +6,11 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from dmlkd.config import TrainConfig
-from dmlkd.data import ClassBalancedBatchSampler, DataSplits
+from dmlkd.data import BatchShare, ClassBalancedBatchSampler, DataSplits
 from dmlkd.data.loading import loader
 from dmlkd.signals import Batch
 from dmlkd.training.building import build_sampler
+from dmlkd.training.processes import Processes
 
 
 class EmbeddingData(LightningDataModule):
@@ -66,7 +67,11 @@ class EmbeddingData(LightningDataModule):
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         if self._data.val is None:
             return []
-        return loader(self._data.val, batch_size=self._batch_size, workers=self._workers, persistent=True)
+        processes = Processes.now()
+        batches = BatchShare(
+            len(self._data.val), batch_size=self._batch_size, num_replicas=processes.size, rank=processes.rank
+        )
+        return loader(self._data.val, batch_sampler=batches, workers=self._workers, persistent=True)
 
     @override
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:

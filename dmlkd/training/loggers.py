@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from dmlkd.config import TrainConfig
 from dmlkd.files import write_text
+from dmlkd.training.processes import Processes
 
 
 @contextmanager
@@ -23,7 +24,12 @@ def loggers(train: TrainConfig, out: Path) -> Iterator[list[Logger]]:
     if train.wandb is None:
         yield [board]
         return
-    wandb = WandbLogger(project=train.wandb, name=out.name, save_dir=out, id=_wandb_id(out / "wandb_id"))
+    wandb = WandbLogger(
+        project=train.wandb,
+        name=out.name,
+        save_dir=out,
+        id=Processes.now().from_first(lambda: _wandb_id(out / "wandb_id")),
+    )
     try:
         yield [board, wandb]
     finally:

@@ -10,15 +10,18 @@ from torch import Tensor, nn
 
 from dmlkd.classification import PosteriorScores, measure_posteriors
 from dmlkd.config import DataConfig, checked_data
-from dmlkd.data import ImageDataset
+from dmlkd.data import BatchShare, ImageDataset
 from dmlkd.data.preprocessing import load_transforms
 from dmlkd.errors import DataError, UserError
 from dmlkd.export import embed
+from dmlkd.export.embeddings import BATCH_SIZE
 from dmlkd.models import ClassScores, EmbeddingModel, load_classes
 from dmlkd.retrieval import Scores, evaluate
+from dmlkd.retrieval.distributed import gather_rows
 from dmlkd.retrieval.metrics import CLUSTERING
 from dmlkd.training.building_data import build_preprocessing, build_seen_images, build_test_data
 from dmlkd.training.loading import CLASSES, load_run
+from dmlkd.training.processes import Processes
 
 
 class Embedded(NamedTuple):
@@ -50,11 +53,13 @@ class Embedded(NamedTuple):
     def scores(self) -> Scores:
         """Measure; clusterings, which have no queries and gallery, are left out where there is a gallery."""
         names = self.metrics if self.gallery is None else [n for n in self.metrics if n not in CLUSTERING]
-        return evaluate(**self.arguments(), metrics=names)
+        return evaluate(**self.arguments(), metrics=names, group=Processes.now().group)
 
 
 def embed_test(model: nn.Module, dataset: ImageDataset, *, metrics: tuple[str, ...] = (), workers: int = 0) -> Embedded:
     """Embed test images; those whose role is "gallery" become the gallery, if there are any.
+
+    Several processes embed every n-th of the batches that one process would, and each gets the embeddings of all.
 
     Args:
         model: images in, embeddings out.
@@ -65,7 +70,7 @@ def embed_test(model: nn.Module, dataset: ImageDataset, *, metrics: tuple[str, .
     Raises:
         DataError: if there are queries and no gallery, or the other way round.
     """
-    embeddings = embed(model, dataset, workers=workers)
+    embeddings = _embedded_by_all(model, dataset, workers)
     if dataset.role is None or not (dataset.role != "").any():
         return Embedded(embeddings, dataset.labels, metrics)
     query, gallery = (dataset.role == role for role in ("query", "gallery"))
@@ -73,6 +78,16 @@ def embed_test(model: nn.Module, dataset: ImageDataset, *, metrics: tuple[str, .
         raise DataError(f"the test images have roles, but there are {query.sum()} queries and {gallery.sum()} to find")
     rows = [torch.from_numpy(np.flatnonzero(part)) for part in (query, gallery)]
     return Embedded(embeddings[rows[0]], dataset.labels[query], metrics, embeddings[rows[1]], dataset.labels[gallery])
+
+
+def _embedded_by_all(model: nn.Module, dataset: ImageDataset, workers: int) -> Tensor:
+    processes = Processes.now()
+    if not processes.several:
+        return embed(model, dataset, workers=workers)
+    share = BatchShare(len(dataset), batch_size=BATCH_SIZE, num_replicas=processes.size, rank=processes.rank)
+    rows = np.concatenate(list(share))
+    own = embed(model, dataset, batches=share, workers=workers)
+    return gather_rows(own, torch.from_numpy(dataset.labels[rows]), torch.from_numpy(rows)).embeddings
 
 
 def evaluate_run(folder: Path) -> Scores:

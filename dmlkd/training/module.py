@@ -1,6 +1,7 @@
 """The Lightning module: a model and an objective in Lightning's training loop."""
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import lightning
@@ -15,10 +16,13 @@ from dmlkd.chunks import signals_in_chunks
 from dmlkd.distill import MovingAverageTeacher
 from dmlkd.errors import TrainingError
 from dmlkd.retrieval import evaluate
+from dmlkd.retrieval.distributed import gather_rows
 from dmlkd.signals import Batch, Signals
 from dmlkd.training.finite import FiniteLosses, Step
+from dmlkd.training.gathering import average_statistics, gather, same_randomness
 from dmlkd.training.means import Means
 from dmlkd.training.objective import Losses, Objective
+from dmlkd.training.processes import Processes
 from dmlkd.training.rates import WaitingTrunk, parameter_groups
 from dmlkd.training.skipping import Skips
 
@@ -31,6 +35,9 @@ class EmbeddingModule(lightning.LightningModule):
 
     Logs per epoch: ``train/loss``, ``train/metric``, ``train/NAME`` and ``weight/NAME`` of each distillation term,
     ``train/NAME_teacher`` where its teacher is itself trained, ``val/recall@1`` and ``val/map@r``.
+
+    Where torch.distributed has several processes, each runs on its share of every batch, and the losses are those of
+    the whole batch (:func:`dmlkd.training.gathering.gather`).
 
     Args:
         model: what is trained; has ``signals`` (:class:`~dmlkd.signals.SignalNetwork`).
@@ -46,6 +53,7 @@ class EmbeddingModule(lightning.LightningModule):
         skip_non_finite: so many steps whose loss or gradient is not finite are passed over before one is an error.
         ema_decay: validate with the moving average of the model's weights and buffers over the steps, of this decay,
             instead of with the model; None: there is none.
+        seed: of what several processes draw alike.
     """
 
     def __init__(
@@ -62,6 +70,7 @@ class EmbeddingModule(lightning.LightningModule):
         chunk_size: int | None = None,
         skip_non_finite: int = 0,
         ema_decay: float | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.model = model
@@ -70,15 +79,18 @@ class EmbeddingModule(lightning.LightningModule):
         self.metric_loss_lr = metric_loss_lr
         self.trunk_lr = trunk_lr
         self.chunk_size = chunk_size
+        self.seed = seed
         self._optimizer = optimizer
         self._lr_schedule = lr_schedule
         self._waiting = WaitingTrunk(self._trunk(), head_only_epochs) if head_only_epochs else None
-        self._validated: list[tuple[Tensor, Tensor]] = []
+        self._validated: list[tuple[Tensor, Tensor, Tensor]] = []
         self._scores: dict[str, float] = {}
         self._means = Means()
         self._finite = FiniteLosses()
         self.skips = Skips(skip_non_finite, self._agreed) if skip_non_finite else None
         self.average = None if ema_decay is None else MovingAverageTeacher(model, decay=ema_decay)
+        # Buffers are alike in all processes already: batch norm's are averaged, memories written alike.
+        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -121,6 +133,9 @@ class EmbeddingModule(lightning.LightningModule):
         signals = signals_in_chunks(self.model, batch.images, self.objective.student_needs, size=self.chunk_size)
         if self.skips is not None and not self.skips.look_at_embeddings(signals.embeddings):
             return signals.embeddings.sum()
+        if Processes.now().several:
+            signals, batch = gather(signals, batch, self.objective.student_needs)
+            step = step._replace(rows=batch.rows)
         losses = self._losses(signals, batch, step)
         if self.skips is not None and not self.skips.look_at_losses(losses):
             return losses.total
@@ -136,13 +151,21 @@ class EmbeddingModule(lightning.LightningModule):
         return losses.total
 
     def _losses(self, signals: Signals, batch: Batch, step: Step) -> Losses:
+        """The losses of the batch; of the whole of it, where several processes have joined their shares."""
+        several = Processes.now().several
         try:
-            losses: Losses = self.objective(signals, batch)
+            with same_randomness(self.seed, self.global_step) if several else nullcontext():
+                losses: Losses = self.objective(signals, batch)
         except (RuntimeError, ValueError, IndexError) as error:
             if torch.isfinite(signals.embeddings.detach()).all():
                 raise
             raise TrainingError(step.fault("loss: embeddings")) from error  # miners stop at distances that are NaN
         return losses
+
+    @override
+    def on_after_backward(self) -> None:
+        if Processes.now().several:
+            average_statistics(self)
 
     @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -178,13 +201,16 @@ class EmbeddingModule(lightning.LightningModule):
 
     @override
     def validation_step(self, batch: Batch, _: int) -> None:
-        self._validated.append((self.measured(batch.images).cpu(), batch.labels.cpu()))
+        self._validated.append((self.measured(batch.images).cpu(), batch.labels.cpu(), batch.rows.cpu()))
 
     @override
     def on_validation_epoch_end(self) -> None:
-        embeddings, labels = (torch.cat(parts).numpy() for parts in zip(*self._validated, strict=True))
+        embeddings, labels, rows = (torch.cat(parts) for parts in zip(*self._validated, strict=True))
         self._validated.clear()
-        scores = evaluate(embeddings, labels, metrics=VALIDATION_METRICS)
+        processes = Processes.now()
+        if processes.several:
+            embeddings, labels, _ = gather_rows(embeddings, labels, rows)
+        scores = evaluate(embeddings.numpy(), labels.numpy(), metrics=VALIDATION_METRICS, group=processes.group)
         self._scores = {f"val/{name}": value for name, value in scores.items()}
         self.log_dict(self._scores)
 

@@ -14,7 +14,8 @@ from dmlkd.errors import ConfigError, UserError
 from dmlkd.files import write_json, write_text
 from dmlkd.models.saved import FITS, PLAN
 from dmlkd.training.building import Parts, build_losses, build_model, check_train
-from dmlkd.training.folder import held, sweep
+from dmlkd.training.folder import held_by_first, sweep
+from dmlkd.training.processes import Processes, together
 from dmlkd.training.running import begin, check_free, go_on, resumable, seeded_parts
 from dmlkd.training.settings import check_settings, checkpointed_trunk
 from dmlkd.training.stopping import Stop
@@ -51,16 +52,21 @@ def run_plan(plan: PlanConfig, out: Path, *, quiet: bool = False) -> PlanResult:
         UserError: if the folder is taken, in use, or cannot be written.
         Interrupted: if SIGINT or SIGTERM came; :func:`resume_plan` goes on from there.
     """
-    check_free(out)
-    for fit in plan.fits:
-        _rehearse(fit)
-    first = plan.fits[0]
-    parts = {first.name: _parts(first, out / FITS / first.name)}
-    with held(out):
-        check_free(out)
-        write_text(out / PLAN, plan.to_yaml())
-        with resumable(out) as stop:
-            return _carried_out(plan, out, stop, parts, quiet=quiet)
+    with together() as processes:
+        processes.from_first(lambda: check_free(out))
+        for fit in plan.fits:
+            _rehearse(fit)
+        first = plan.fits[0]
+        parts = {first.name: _parts(first, out / FITS / first.name)}
+
+        def begin_plan() -> None:
+            check_free(out)
+            write_text(out / PLAN, plan.to_yaml())
+
+        with held_by_first(out):
+            processes.from_first(begin_plan)
+            with resumable(out) as stop:
+                return _carried_out(plan, out, stop, parts, quiet=quiet)
 
 
 def resume_plan(folder: Path, *, quiet: bool = False) -> PlanResult:
@@ -75,24 +81,29 @@ def resume_plan(folder: Path, *, quiet: bool = False) -> PlanResult:
     Raises:
         UserError: if there is no plan, it is finished, or another process is at work on it; and as :func:`run_plan`.
     """
-    if not (folder / PLAN).is_file():
-        raise UserError(f"{folder} is no plan folder: it has no {PLAN}")
-    with held(folder):
-        if (folder / "metrics.json").is_file():
-            raise UserError(f"{folder} is finished; measure its last fit again with dmlkd eval --run {folder}")
-        sweep(folder)
-        plan, source = load_training(folder / PLAN)
-        assert isinstance(plan, PlanConfig)
-        try:
-            with resumable(folder) as stop:
-                return _carried_out(plan, folder, stop, {}, quiet=quiet)
-        except ConfigError as error:
-            raise source.located(error) from None
+    with together() as processes:
+        if not (folder / PLAN).is_file():
+            raise UserError(f"{folder} is no plan folder: it has no {PLAN}")
+
+        def go_on_with_plan() -> None:
+            if (folder / "metrics.json").is_file():
+                raise UserError(f"{folder} is finished; measure its last fit again with dmlkd eval --run {folder}")
+            sweep(folder)
+
+        with held_by_first(folder):
+            processes.from_first(go_on_with_plan)
+            plan, source = load_training(folder / PLAN)
+            assert isinstance(plan, PlanConfig)
+            try:
+                with resumable(folder) as stop:
+                    return _carried_out(plan, folder, stop, {}, quiet=quiet)
+            except ConfigError as error:
+                raise source.located(error) from None
 
 
 def _carried_out(plan: PlanConfig, out: Path, stop: Stop, parts: dict[str, Parts], *, quiet: bool) -> PlanResult:
     def say(what: str) -> None:
-        if not quiet:
+        if not quiet and Processes.now().first:
             print(what, file=sys.stderr)
 
     results: dict[str, dict[str, Any]] = {}
@@ -110,7 +121,7 @@ def _carried_out(plan: PlanConfig, out: Path, stop: Stop, parts: dict[str, Parts
         **results[plan.fits[-1].name],
         "fits": {name: {key: found[key] for key in ("test", "val", "epoch")} for name, found in results.items()},
     }
-    write_json(out / "metrics.json", metrics)
+    Processes.now().from_first(lambda: write_json(out / "metrics.json", metrics))
     return PlanResult(out, metrics)
 
 
@@ -123,14 +134,14 @@ def _check_same(fit: PlanFit, path: Path) -> None:
 
 
 def _carry_out(fit: PlanFit, folder: Path, stop: Stop, parts: Parts | None, *, quiet: bool) -> None:
-    with held(folder):
+    with held_by_first(folder):
         if (folder / "config.yaml").is_file():
             try:
                 go_on(folder, stop, quiet=quiet)
             except ConfigError as error:
                 raise UserError(str(error)) from None  # it is of that folder's own file
         else:
-            sweep(folder)
+            Processes.now().from_first(lambda: sweep(folder))
             begin(fit.config, parts or _parts(fit, folder), folder, stop, quiet=quiet)
 
 

@@ -80,11 +80,13 @@ class PlainProgress(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self._pace.step(len(batch.labels))
+        self._pace.step(len(batch.labels) * trainer.world_size)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         values = "  ".join(f"{name} {value:.4f}" for name, value in _shown(pl_module).items())
+        if not trainer.is_global_zero:
+            return
         print(
             f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {values}  {self._pace.epoch_seconds:.1f} s  "
             f"{self._pace.images_per_second:.0f} images/s  {self._pace.left(_steps_left(trainer))} left",
@@ -115,7 +117,7 @@ class Bar(RichProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self._pace.step(len(batch.labels))
+        self._pace.step(len(batch.labels) * trainer.world_size)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     @override

@@ -17,6 +17,7 @@ import torch
 import dmlkd
 from dmlkd.errors import DataError
 from dmlkd.files import write_json
+from dmlkd.training.processes import Processes
 
 _RECORDED = ("torch", "torchvision", "pytorch-metric-learning", "faiss-cpu", "lightning", "numpy")
 
@@ -55,6 +56,7 @@ def _this_process() -> dict[str, Any]:
         "python": platform.python_version(),
         "host": platform.node(),
         "platform": platform.platform(),
+        "together": Processes.now().size,
         "processors": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "cuda": torch.version.cuda,

@@ -19,15 +19,16 @@ from dmlkd.data.preprocessing import Preprocessing, save_transforms
 from dmlkd.errors import ConfigError, Interrupted, TrainingError, UserError
 from dmlkd.export.card import model_card
 from dmlkd.files import write_csv, write_json, write_text
-from dmlkd.models import ClassifyingModel, EmbeddingModel, save_classes
+from dmlkd.models import ClassifyingModel, EmbeddingModel, fingerprint, save_classes
 from dmlkd.retrieval import Scores
 from dmlkd.training.building import Parts, build
 from dmlkd.training.building_data import build_preprocessing
 from dmlkd.training.determinism import determinism
 from dmlkd.training.fitting import FitResult, fit
-from dmlkd.training.folder import LOCK, held, sweep
+from dmlkd.training.folder import LOCK, held_by_first, sweep
 from dmlkd.training.loading import CLASSES
 from dmlkd.training.measuring import embed_test, measure_seen
+from dmlkd.training.processes import Processes, together
 from dmlkd.training.provenance import record, versions
 from dmlkd.training.stopping import Stop
 from dmlkd.training.teachers import LEFT_OUT
@@ -53,6 +54,9 @@ class RunResult:
 def run(config: RunConfig, out: Path, *, quiet: bool = False) -> RunResult:
     """Train as configured and write a run folder: see docs/run-folder.md.
 
+    Where torchrun or ``srun`` has started several processes, all of them call this and train together: see
+    docs/distributed.md. All get the result, the first writes.
+
     Two calls with the same configuration on the same machine give the same ``metrics.json``.
 
     Args:
@@ -68,12 +72,13 @@ def run(config: RunConfig, out: Path, *, quiet: bool = False) -> RunResult:
         UserError: if the folder is taken, in use, or cannot be written.
         Interrupted: if SIGINT or SIGTERM came; :func:`resume` goes on from there.
     """
-    check_free(out)
-    parts = seeded_parts(config, out)
-    with held(out):
-        check_free(out)
-        with resumable(out) as stop:
-            return begin(config, parts, out, stop, quiet=quiet)
+    with together() as processes:
+        processes.from_first(lambda: check_free(out))
+        parts = seeded_parts(config, out)
+        with held_by_first(out):
+            processes.from_first(lambda: check_free(out))
+            with resumable(out) as stop:
+                return begin(config, parts, out, stop, quiet=quiet)
 
 
 def resume(folder: Path, *, quiet: bool = False) -> RunResult:
@@ -88,13 +93,18 @@ def resume(folder: Path, *, quiet: bool = False) -> RunResult:
     Raises:
         UserError: if there is no run, it is finished, or another process is at work on it; and as :func:`run`.
     """
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder} is no run folder: it has no config.yaml")
-    with held(folder):
-        if (folder / "metrics.json").is_file():
-            raise UserError(f"{folder} is finished; measure it again with dmlkd eval --run {folder}")
-        with resumable(folder) as stop:
-            return go_on(folder, stop, quiet=quiet)
+    with together() as processes:
+        if not (folder / "config.yaml").is_file():
+            raise UserError(f"{folder} is no run folder: it has no config.yaml")
+        with held_by_first(folder):
+            processes.from_first(lambda: _check_unfinished(folder))
+            with resumable(folder) as stop:
+                return go_on(folder, stop, quiet=quiet)
+
+
+def _check_unfinished(folder: Path) -> None:
+    if (folder / "metrics.json").is_file():
+        raise UserError(f"{folder} is finished; measure it again with dmlkd eval --run {folder}")
 
 
 def check_free(out: Path) -> None:
@@ -110,19 +120,23 @@ def check_free(out: Path) -> None:
 def seeded_parts(config: RunConfig, out: Path) -> Parts:
     """What a run is made of, with all random numbers begun from its seed."""
     lightning.seed_everything(config.train.seed, workers=True, verbose=False)
-    return build(config, out.parent)
+    parts = build(config, out.parent)
+    processes = Processes.now()
+    processes.check_same("images", parts.data.counts())
+    processes.check_same("a network", fingerprint(parts.model))
+    return parts
 
 
 def begin(config: RunConfig, parts: Parts, out: Path, stop: Stop, *, quiet: bool = False) -> RunResult:
-    """Carry out a run in a folder that this process holds, from its start."""
-    write_text(out / "config.yaml", config.to_yaml())
+    """Carry out a run in a folder that is held, from its start; in all processes."""
+    Processes.now().from_first(lambda: write_text(out / "config.yaml", config.to_yaml()))
     with determinism(config.train.deterministic):
         return _run(config, parts, out, stop, resumed=False, quiet=quiet)
 
 
 def go_on(folder: Path, stop: Stop, *, quiet: bool = False) -> RunResult:
-    """Go on with a run that is not finished, in a folder that this process holds."""
-    sweep(folder)
+    """Go on with a run that is not finished, in a folder that is held; in all processes."""
+    Processes.now().from_first(lambda: sweep(folder))
     config, source = load_config(folder / "config.yaml")
     try:
         parts = seeded_parts(config, folder)
@@ -139,7 +153,7 @@ def resumable(out: Path) -> Iterator[Stop]:
     Args:
         out: the folder that is to be resumed then.
     """
-    stop = Stop()
+    stop = Stop(Processes.now().largest)
     again = f"dmlkd train --resume {shlex.quote(str(out))}"
     try:
         with stop.listening():
@@ -153,16 +167,11 @@ def resumable(out: Path) -> Iterator[Stop]:
 
 
 def _run(config: RunConfig, parts: Parts, out: Path, stop: Stop, *, resumed: bool, quiet: bool) -> RunResult:
-    record(out, parts.data.counts())
+    processes = Processes.now()
+    processes.from_first(lambda: _record(parts.data, out))
     model, test = parts.model, parts.data.test
     start = "untrained" if config.start is None else "start"
     baselines = {"pixels": _scores(nn.Flatten(), test, config), start: _scores(model, test, config)}
-    if parts.data.skipped:
-        write_csv(out / "skipped.csv", [bad._asdict() for bad in parts.data.skipped])
-    if parts.data.trained is not None:
-        _record_left_out(parts.data, out / LEFT_OUT)
-    if parts.data.true_labels is not None:
-        _record_noise(parts.data, out / "label_noise.csv")
     result = fit(
         parts.student,
         parts.objective,
@@ -199,12 +208,29 @@ def _run(config: RunConfig, parts: Parts, out: Path, stop: Stop, *, resumed: boo
         "seed": config.train.seed,
         "versions": versions(),
     }
+    processes.from_first(lambda: _write_results(config, parts.student, metrics, out))
+    return RunResult(out, metrics, result)
+
+
+def _record(data: DataSplits, out: Path) -> None:
+    record(out, data.counts())
+    if data.skipped:
+        write_csv(out / "skipped.csv", [bad._asdict() for bad in data.skipped])
+    if data.trained is not None:
+        _record_left_out(data, out / LEFT_OUT)
+    if data.true_labels is not None:
+        _record_noise(data, out / "label_noise.csv")
+
+
+def _write_results(
+    config: RunConfig, student: EmbeddingModel | ClassifyingModel, metrics: dict[str, Any], out: Path
+) -> None:
+    model = student.model if isinstance(student, ClassifyingModel) else student
     _save_model(model, out / "model", build_preprocessing(config.data))
     write_text(out / "model" / "README.md", model_card(model, metrics, config.to_yaml()))
-    if isinstance(parts.student, ClassifyingModel):
-        save_classes(parts.student.classes, out / CLASSES)
+    if isinstance(student, ClassifyingModel):
+        save_classes(student.classes, out / CLASSES)
     write_json(out / "metrics.json", metrics)
-    return RunResult(out, metrics, result)
 
 
 def _scores(model: nn.Module, dataset: ImageDataset, config: RunConfig) -> Scores:

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -14,14 +14,22 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Stop:
     """Whether a signal has asked for the end.
 
+    Args:
+        agreed: from a number to the largest that any process of the run has: all of them ask at the same moments.
+
     Attributes:
-        asked: the signal's number; None: none came.
+        asked: the signal's number; None: none came to this process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, agreed: Callable[[int], int] = int) -> None:
         self.asked: int | None = None
+        self._agreed = agreed
         self._deferred = False
         self._listening = False
+
+    def heard(self) -> int | None:
+        """The signal that asked for the end, in whatever process; None: none came."""
+        return self._agreed(self.asked or 0) or None
 
     def now(self) -> None:
         """Stop here if that was asked for.
@@ -29,8 +37,8 @@ class Stop:
         Raises:
             Interrupted: naming the signal.
         """
-        if self.asked is not None:
-            raise Interrupted(self.asked)
+        if (signum := self.heard()) is not None:
+            raise Interrupted(signum)
 
     @contextmanager
     def listening(self) -> Iterator[None]:

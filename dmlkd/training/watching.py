@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from dmlkd.files import write_csv
 from dmlkd.training.module import EmbeddingModule
+from dmlkd.training.processes import Processes
 
 _EXPECTED = (
     r".*does not have many workers",
@@ -19,6 +20,7 @@ _EXPECTED = (
     r".*module\(s\) in eval mode at the start of training",  # teachers are
     r"Total length of `list` across ranks is zero",  # a run may have no validation split
     r".*isinstance\(treespec, LeafSpec\)",
+    r".*sync_dist=True",  # what is logged is the same in all processes
     r".*ended before the epoch ended and your dataloader is not resumable",  # the sampler is
 )
 
@@ -41,7 +43,11 @@ class History(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, EmbeddingModule)
         self.rows.append({"epoch": trainer.current_epoch, **pl_module.epoch_values()})
-        write_csv(self.path, self.rows)
+        self._write()
+
+    def _write(self) -> None:
+        if Processes.now().first:
+            write_csv(self.path, self.rows)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -50,7 +56,7 @@ class History(Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = state_dict["rows"]
-        write_csv(self.path, self.rows)  # a row of an epoch that was cut short may be there
+        self._write()  # a row of an epoch that was cut short may be there
 
 
 @contextmanager

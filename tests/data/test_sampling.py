@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmlkd.data import ClassBalancedBatchSampler
+from dmlkd.data import BatchShare, ClassBalancedBatchSampler
 from dmlkd.errors import ConfigError, DataError
 
 sizes = st.lists(st.integers(1, 12), min_size=2, max_size=20)
@@ -205,3 +205,12 @@ def test_the_seeds_of_batches_differ_and_repeat():
     assert seeds(0, 1) == seeds(0, 1)
     drawn = [*seeds(0, 0), *seeds(0, 1), *seeds(1, 0), *seeds(1, 1)]
     assert len(set(drawn)) == len(drawn)
+
+
+@given(rows=st.integers(1, 40), batch_size=st.integers(1, 9), processes=st.integers(1, 5))
+def test_batches_of_all_rows_are_shared_whole(rows, batch_size, processes):
+    one = list(BatchShare(rows, batch_size=batch_size))
+    shares = [list(BatchShare(rows, batch_size=batch_size, num_replicas=processes, rank=r)) for r in range(processes)]
+    assert [row for batch in one for row in batch] == list(range(rows))
+    assert all(shares)
+    assert {tuple(batch) for share in shares for batch in share} == {tuple(batch) for batch in one}

@@ -144,11 +144,11 @@ def test_a_plan_killed_in_its_second_fit_goes_on_there_and_repeats_nothing(monke
 def test_a_plan_killed_between_fits_ends_with_the_same_bits(monkeypatch, tmp_path, whole, moment):
     real = {"begin": plans.begin, "write_json": plans.write_json}
 
-    def half_begun(config, parts, out, stop):
+    def half_begun(config, parts, out, stop, **named):
         if out.name == "without-1":
             (out / ".config.99.tmp.yaml").write_text("half")
             raise Death
-        return real["begin"](config, parts, out, stop)
+        return real["begin"](config, parts, out, stop, **named)
 
     def dying(*arguments):
         raise Death

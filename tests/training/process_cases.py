@@ -1,0 +1,124 @@
+"""Short trainings that one process and several do alike; run as a script, one of several processes."""
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import lightning
+import torch
+import torch.distributed as dist
+from lightning import Callback
+
+from dmlkd.config import load_config
+from dmlkd.data import ClassBalancedBatchSampler
+from dmlkd.data.sampling import Rows
+from dmlkd.training import fit
+from dmlkd.training.building import build
+from dmlkd.training.processes import Processes, together
+
+ROOT = Path(__file__).parents[2]
+SHORT = [
+    "train.epochs=2",
+    "train.batch_size=48",
+    "train.optimizer=sgd",
+    "train.lr=1e-3",
+    "data.image_size=8",
+    "data.transform=plain",
+    "model.backbone_args.width=4",
+    "model.frozen_batch_norm=true",
+    "miner=null",
+    "metric_loss=ContrastiveLoss",
+    "distill.0.schedule=constant",
+]
+EQUAL = {
+    "previous epoch": [],
+    "remembered, chunks": ["distill.0.teacher=remembered", "train.chunk_size=10"],
+    "moving average, chunks": ["distill.0.teacher={name: moving_average, decay: 0.5}", "train.chunk_size=9"],
+    "proxies, online batch diffusion": ["metric_loss=ProxyAnchorLoss", "distill.0.name=obd_sd"],
+    "queue": ["metric_loss={name: CrossBatchMemory, memory_size: 100, loss: {name: MultiSimilarityLoss}}"],
+    "S2SD": [
+        "distill=[{name: s2sd, weight: 10, teacher: {name: wider_heads, dims: [32, 24], features_after: 3}}]",
+        "metric_loss=ProxyAnchorLoss",
+    ],
+    "head alone first": ["train.head_only_epochs=1"],
+}
+ALIKE = {
+    "miner that draws": ["metric_loss=TripletMarginLoss", "miner=DistanceWeightedMiner"],
+    "live batch norm, augmented": [
+        "model.frozen_batch_norm=false",
+        "data.transform=handwriting",
+        "distill.0.teacher={name: moving_average, decay: 0.5}",
+    ],
+}
+
+
+class Uneven(ClassBalancedBatchSampler):
+    """Three batches of 47 images an epoch, whose shares differ in size."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __iter__(self):
+        processes = Processes.now()
+        for _, batch in zip(range(3), super().__iter__(), strict=False):
+            first, last = (47 * rank // processes.size for rank in (processes.rank, processes.rank + 1))
+            yield Rows(batch[:47][first:last])
+
+
+class Recorder(Callback):
+    """Keeps the losses and gradients of each step."""
+
+    def __init__(self) -> None:
+        self.losses: list[torch.Tensor] = []
+        self.gradients: list[dict[str, torch.Tensor]] = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        named = {name: p.grad for name, p in pl_module.named_parameters() if p.grad is not None}
+        self.gradients.append({name: gradient.clone() for name, gradient in named.items()})
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.losses.append(outputs["loss"].detach().clone())
+
+
+def recorded(overrides: list[str], out: Path) -> dict:
+    """Losses and gradients of each step, and all weights, buffers and memories at the end; in float64."""
+    config = load_config(ROOT / "configs" / "digits.yaml", [*SHORT, *overrides])[0]
+    lightning.seed_everything(0, verbose=False)
+    parts = build(config)
+    sampler = Uneven(parts.data.train.targets, batch_size=48, per_class=16)
+    seen = Recorder()
+    out.mkdir(exist_ok=True)
+    parts.model.double()
+    parts.objective.double()
+    _normalise(parts.model, parts.data.train.batch(list(range(0, 900, 5))).images.double())
+    data = replace(parts.data, on_device=torch.Tensor.double)
+    fit(parts.model, parts.objective, data, config.train, out=out, sampler=sampler, callbacks=[seen])
+    state = {**parts.model.state_dict(prefix="model."), **parts.objective.state_dict(prefix="objective.")}
+    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    generators = [torch.rand(2), torch.get_rng_state()]
+    return {"losses": seen.losses, "gradients": seen.gradients, "state": tensors, "generators": generators}
+
+
+def _normalise(model: torch.nn.Module, images: torch.Tensor) -> None:
+    """Give batch norm the statistics of some images: with those of random weights all embeddings would be alike."""
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model(images)
+    for norm in norms:
+        norm.momentum = 0.1
+    model.train()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    out, names = Path(sys.argv[1]), json.loads(sys.argv[2])
+    with together() as processes:
+        assert processes.size == dist.get_world_size() == int(os.environ["WORLD_SIZE"])
+        for number, name in enumerate(names):
+            result = recorded({**EQUAL, **ALIKE}[name], out / f"run-{number}")
+            torch.save(result, out / f"{number}.{processes.rank}.pt")
