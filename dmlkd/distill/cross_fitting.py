@@ -27,6 +27,7 @@ class OutOfFoldTeacher(Teacher):
     Raises:
         ValueError: if there is no network, a row has none, or for a bad ``mode`` or ``chunk_size``.
 
+    >>> import torch
     >>> teacher = OutOfFoldTeacher([nn.Linear(2, 2), nn.Linear(2, 2)], torch.tensor([0, 1, 0, 1]))
     >>> [positions.tolist() for positions in teacher.parts(torch.tensor([3, 0, 2]))]
     [[1, 2], [0]]

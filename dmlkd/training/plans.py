@@ -93,7 +93,8 @@ def resume_plan(folder: Path, *, quiet: bool = False) -> PlanResult:
         with held_by_first(folder):
             processes.from_first(go_on_with_plan)
             plan, source = load_training(folder / PLAN)
-            assert isinstance(plan, PlanConfig)
+            if not isinstance(plan, PlanConfig):
+                raise UserError(f"{folder / PLAN} holds no plan, but the configuration of one run")
             try:
                 with resumable(folder) as stop:
                     return _carried_out(plan, folder, stop, {}, quiet=quiet)
@@ -129,7 +130,8 @@ def _check_same(fit: PlanFit, path: Path) -> None:
     """Refuse a fit that was begun with another configuration: the plan's file was changed since."""
     if path.is_file() and load_config(path)[0].to_yaml() != fit.config.to_yaml():
         raise UserError(
-            f"{path} is not what {PLAN} says of {fit.name}: put it back, or remove {path.parent} and what came of it"
+            f"{path} is not what {PLAN} says of {fit.name}: put {PLAN} back as it was, or remove {path.parent} and the "
+            "fits that it taught"
         )
 
 

@@ -49,7 +49,7 @@ def test_value_and_gradient_are_those_of_a_loop_over_images(sizes, a, batches_be
         expected -= sum(t * math.log(s) for t, s in zip(target, p, strict=True)) / size
         slope = [(s - t) / size for t, s in zip(target, p, strict=True)]
         assert gradient[i].tolist() == pytest.approx(slope, abs=1e-6)
-    assert found.item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert found.item() == pytest.approx(expected, rel=1e-5, abs=2e-6)  # draws are float32
     assert teacher.grad is None
 
 

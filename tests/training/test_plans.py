@@ -202,7 +202,9 @@ def test_a_plan_that_was_changed_goes_on_only_with_fits_that_were_not_begun(monk
     path = tmp_path / "plan" / "plan.yaml"
     written = path.read_text()
     path.write_text(written.replace("lr: 0.0003", "lr: 0.0004", 1))
-    with pytest.raises(UserError, match=r"first/config\.yaml is not what plan\.yaml says of first: put it back"):
+    with pytest.raises(
+        UserError, match=r"first/config\.yaml is not what plan\.yaml says of first: put plan\.yaml back"
+    ):
         resume_plan(tmp_path / "plan")
     path.write_text(written[: written.rindex("- name: generation-2")].replace("weight: 50.0", "weight: 5.0"))
     assert list(resume_plan(tmp_path / "plan").metrics["fits"]) == ["first", "generation-1"]
@@ -214,6 +216,9 @@ def test_what_cannot_be_resumed_is_said(tmp_path, whole):
     with pytest.raises(UserError, match="is finished; measure its last fit again with dmlkd eval --run"):
         resume_plan(whole.folder)
     with pytest.raises(UserError, match=r"is no plan folder: it has no plan\.yaml"):
+        resume_plan(tmp_path)
+    (tmp_path / "plan.yaml").write_text(configured().fits[0].config.to_yaml())
+    with pytest.raises(UserError, match=r"plan\.yaml holds no plan, but the configuration of one run"):
         resume_plan(tmp_path)
     with pytest.raises(UserError, match="is already there and not an empty folder"):
         run_plan(configured(), whole.folder)
