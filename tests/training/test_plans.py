@@ -16,7 +16,6 @@ from dmlkd.errors import ConfigError, Interrupted, UserError
 from dmlkd.training import plans, resume_plan, run, run_plan, running
 from dmlkd.training.building import build
 from dmlkd.training.checkpoints import CheckpointFiles, read_checkpoint
-from dmlkd.training.folder import held
 from dmlkd.training.loading import load_run
 from dmlkd.training.measuring import evaluate_run
 from dmlkd.training.teachers import out_of_fold
@@ -157,7 +156,10 @@ def test_a_plan_killed_between_fits_ends_with_the_same_bits(monkeypatch, tmp_pat
         if moment == "before a fit has its configuration":
             patched.setattr(plans, "begin", half_begun)
         elif moment == "between two fits":
-            patched.setattr(plans, "held", lambda folder: dying() if folder.name == "without-1" else held(folder))
+            held = plans.held_by_first
+            patched.setattr(
+                plans, "held_by_first", lambda folder: dying() if folder.name == "without-1" else held(folder)
+            )
         else:
             patched.setattr(plans, "write_json", dying)
         with pytest.raises(Death):
@@ -275,7 +277,8 @@ def made(folds, *names):
     config = configured().fits[0].config
     paths = build(config).data.train.paths
     student = EmbeddingModel("convnet4", dim=8, in_channels=1)
-    return out_of_fold(student, fits=list(names or ["without-0", "without-1", "without-2"]), paths=paths, runs=folds)
+    fits = list(names or ["without-0", "without-1", "without-2"])
+    return out_of_fold(student, fits=fits, classes=5, paths=paths, runs=folds)
 
 
 def test_fits_that_leave_out_each_image_once_are_taken(folds):
@@ -314,4 +317,4 @@ def test_a_record_that_is_no_table_is_refused(folds):
 
 def test_a_teacher_without_fits_is_refused(folds):
     with pytest.raises(UserError, match="fits must name at least one earlier fit, got none"):
-        out_of_fold(EmbeddingModel(in_channels=1), fits=[], paths=np.array(["a"]), runs=folds)
+        out_of_fold(EmbeddingModel(in_channels=1), fits=[], classes=5, paths=np.array(["a"]), runs=folds)

@@ -83,18 +83,21 @@ def test_a_fit_that_is_not_there_or_not_finished_is_named(runs):
     (runs / "second").mkdir()
     for name in ("second", "third"):
         with pytest.raises(UserError, match=f"fit '{name}' is no finished run beside this one, in "):
-            finished_run(model(), fit=name, runs=runs)
+            finished_run(model(), classes=5, fit=name, runs=runs)
     with pytest.raises(UserError, match="fit 'first' is one of a plan, and this is no run of one"):
-        finished_run(model(), fit="first")
+        finished_run(model(), classes=5, fit="first")
 
 
 def test_a_finished_run_is_named_by_folder_or_as_a_fit_and_not_both(runs):
-    taught = [finished_run(model(), fit="first", runs=runs), finished_run(model(), path=runs / "first")]
+    taught = [
+        finished_run(model(), classes=5, fit="first", runs=runs),
+        finished_run(model(), classes=5, path=runs / "first"),
+    ]
     assert all(isinstance(teacher, FrozenTeacher) for teacher in taught)
     assert same(taught[0].network, taught[1].network)
     for both in ({}, {"fit": "first", "path": runs / "first"}):
         with pytest.raises(UserError, match="needs either path, a folder, or fit, an earlier fit of the same plan"):
-            finished_run(model(), runs=runs, **both)
+            finished_run(model(), classes=5, runs=runs, **both)
 
 
 def test_a_run_starts_from_the_weights_and_says_so(configs, tmp_path):
