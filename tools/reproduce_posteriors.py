@@ -50,6 +50,30 @@ class Group:
     common: tuple[str, ...] = COMMON
 
 
+PS_KD = "{name: ps_kd, weight: 1}"
+BSD = "{name: bsd, weight: 1, teacher: {name: evidence, label_evidence: 10, discount: 0.9}}"
+RESIDUAL = "{name: adaptive_labels, weight: 1}"
+DROPOUT = "{name: sd_dropout, weight: 1, rate: 0.5, temperature: 4}"
+WHOLE = "metric_weight=0"  # the terms hold the label: their cross-entropy is the whole loss
+
+
+def taught_by(run: str, method: str, *, temperature: float = 4) -> str:
+    """A term whose teacher is another arm's run."""
+    teacher = f"{{name: finished_run, path: <{run}>}}"
+    return f"{{name: {method}, weight: 1, temperature: {temperature}, teacher: {teacher}}}"
+
+
+def left_out(alphabet: str) -> dict[str, tuple[str, ...]]:
+    """Arms tested on one alphabet, which the others are trained for."""
+    domain = f"data.test_domain={alphabet}"
+    plain = f"plain, {alphabet}"
+    return {
+        plain: (*PLAIN, domain),
+        f"born again, {alphabet}": (f"distill=[{taught_by(plain, 'posterior')}]", domain),
+        f"KDDG, {alphabet}": (f"distill=[{taught_by(plain, 'kddg')}]", domain),
+    }
+
+
 GROUPS = {
     "methods": Group(
         "Omniglot-small, normalised softmax",
@@ -58,10 +82,34 @@ GROUPS = {
             "plain": PLAIN,
             "LSD": (f"distill=[{LSD}]",),
             "CS-KD": (f"distill=[{CS_KD}]",),
-            "CS-KD + LSD": (f"distill=[{CS_KD}, {LSD}]",),
-            "born again": (
-                "distill=[{name: posterior, weight: 1, temperature: 4, teacher: {name: finished_run, path: <plain>}}]",
+            "PS-KD": (f"distill=[{PS_KD}]", WHOLE),
+            "BSD": (f"distill=[{BSD}]", WHOLE),
+            "adaptive labels": (f"distill=[{RESIDUAL}]",),
+            "SKD": (
+                "distill=[{name: skd, weight: 1, share: 0.1, "
+                "teacher: {name: class_geometry, neighbours: 10, sigma: 0.1}}]",
+                WHOLE,
             ),
+            "SD-Dropout": (f"distill=[{DROPOUT}]",),
+            "AI-KD": (
+                "distill=[{name: ps_kd, weight: 1, teacher: previous_epoch}, "
+                f"{taught_by('plain', 'posterior', temperature=1)}, "
+                "{name: adversary, weight: 0.1, teacher: {name: finished_run, path: <plain>}}]",
+                WHOLE,
+            ),
+            "ambiguity": (
+                "distill=[{name: ambiguity, weight: 0.3, teacher: {name: lower_exit, stage: 1}, "
+                "schedule: {name: after, epochs: 18}}]",
+            ),
+            "Beta smoothing": (
+                "distill=[{name: beta_smoothing, weight: 1, a: 9, teacher: {name: moving_average, decay: 0.99}}]",
+                WHOLE,
+            ),
+            "born again": (f"distill=[{taught_by('plain', 'posterior')}]",),
+            "CS-KD + LSD": (f"distill=[{CS_KD}, {LSD}]",),
+            "PS-KD + LSD": (f"distill=[{PS_KD}, {LSD}]", WHOLE),
+            "CS-KD + SD-Dropout": (f"distill=[{CS_KD}, {DROPOUT}]",),
+            "CS-KD + PS-KD + LSD": (f"distill=[{CS_KD}, {PS_KD}, {LSD}]", WHOLE),
         },
     ),
     "noise": Group(
@@ -70,8 +118,40 @@ GROUPS = {
         {
             "plain, noise": (*PLAIN, NOISE),
             "LSD, noise": (f"distill=[{LSD}]", NOISE),
+            "CS-KD, noise": (f"distill=[{CS_KD}]", NOISE),
+            "PS-KD, noise": (f"distill=[{PS_KD}]", WHOLE, NOISE),
+            "BSD, noise": (f"distill=[{BSD}]", WHOLE, NOISE),
+            "adaptive labels, noise": (f"distill=[{RESIDUAL}]", NOISE),
         },
     ),
+    "subclasses": Group(
+        "Digits as two super-classes, retrieval of the ten",
+        "configs/digits.yaml",
+        {
+            "cross-entropy": ("distill=[{name: cross_entropy, weight: 1}]",),
+            "spread": ("distill=[{name: subclass_spread, weight: 1, temperature: 1}]",),
+            "taught classes by cross-entropy": (f"distill=[{taught_by('cross-entropy', 'posterior')}]",),
+            "taught classes by spread": (f"distill=[{taught_by('spread', 'posterior')}]",),
+            "taught subclasses by spread": (f"distill=[{taught_by('spread', 'subclass')}]",),
+        },
+        common=(
+            "data={name: digits, image_size: 32, transform: handwriting, validation: 0, test_share: 0.5, "
+            "seen_classes: true, superclasses: {low: [0, 1, 2, 3, 4], high: [5, 6, 7, 8, 9]}, held_out_images: 0.25}",
+            "model={backbone: convnet4, dim: 64}",
+            "metric_loss=ContrastiveLoss",
+            "miner=null",
+            WHOLE,
+            "classes={subclasses: 5}",
+            "train={epochs: 10, batch_size: 80, per_class: 40, lr: 1e-3}",
+            "eval.metrics=[recall@1, map@r]",
+        ),
+    ),
+    **{
+        f"domain-{alphabet.lower()}": Group(
+            f"Tested on one alphabet, {alphabet}", "configs/methods/cs-kd.yaml", left_out(alphabet), seeds=3
+        )
+        for alphabet in ("Sanskrit", "Greek", "Korean")
+    },
 }
 
 
