@@ -42,6 +42,14 @@ EQUAL = {
         "distill=[{name: s2sd, weight: 10, teacher: {name: wider_heads, dims: [32, 24], features_after: 3}}]",
         "metric_loss=ProxyAnchorLoss",
     ],
+    "class posteriors": [
+        "distill=[{name: cs_kd, weight: 1}, {name: ps_kd, weight: 1}, {name: bsd, weight: 1}, "
+        "{name: adaptive_labels, weight: 1}, {name: sd_dropout, weight: 1}, "
+        "{name: adversary, weight: 0.1, teacher: previous_epoch}, "
+        "{name: ambiguity, weight: 1, schedule: constant}, "
+        "{name: subclass_spread, weight: 0.1}, {name: beta_smoothing, weight: 1}]",
+        "classes={subclasses: 2, scale: 4}",
+    ],
     "head alone first": ["train.head_only_epochs=1"],
 }
 ALIKE = {
@@ -90,12 +98,12 @@ def recorded(overrides: list[str], out: Path) -> dict:
     sampler = Uneven(parts.data.train.targets, batch_size=48, per_class=16)
     seen = Recorder()
     out.mkdir(exist_ok=True)
-    parts.model.double()
+    parts.student.double()
     parts.objective.double()
     _normalise(parts.model, parts.data.train.batch(list(range(0, 900, 5))).images.double())
     data = replace(parts.data, on_device=torch.Tensor.double)
-    fit(parts.model, parts.objective, data, config.train, out=out, sampler=sampler, callbacks=[seen])
-    state = {**parts.model.state_dict(prefix="model."), **parts.objective.state_dict(prefix="objective.")}
+    fit(parts.student, parts.objective, data, config.train, out=out, sampler=sampler, callbacks=[seen])
+    state = {**parts.student.state_dict(prefix="model."), **parts.objective.state_dict(prefix="objective.")}
     tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
     generators = [torch.rand(2), torch.get_rng_state()]
     return {"losses": seen.losses, "gradients": seen.gradients, "state": tensors, "generators": generators}
