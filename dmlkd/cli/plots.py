@@ -7,6 +7,7 @@ from dmlkd.errors import UserError
 from dmlkd.files import check_folder, replacing
 
 _PICTURES = (".png", ".svg", ".pdf")
+_LABEL = 40  # characters
 
 
 def check_picture(path: Path) -> None:
@@ -18,6 +19,11 @@ def check_picture(path: Path) -> None:
     if path.suffix not in _PICTURES:
         raise UserError(f"{path} names no picture: it must end in .png, .svg or .pdf")
     check_folder(path)
+
+
+def _short(label: str) -> str:
+    """The end of a long label: a whole path would leave no room for the curves."""
+    return label if len(label) <= _LABEL else "…" + label[1 - _LABEL :]
 
 
 def plot_recall(path: Path, rows: Mapping[str, Mapping[str, float]]) -> None:
@@ -39,7 +45,7 @@ def plot_recall(path: Path, rows: Mapping[str, Mapping[str, float]]) -> None:
     for label, scores in rows.items():
         curve = {int(name.partition("@")[2]): value for name, value in scores.items() if name.startswith("recall@")}
         ks = sorted(curve)
-        axes.plot(ks, [curve[k] for k in ks], marker="o", label=label)
+        axes.plot(ks, [curve[k] for k in ks], marker="o", label=_short(label))
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
     axes.yaxis.set_major_formatter(PercentFormatter(1))

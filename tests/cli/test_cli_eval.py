@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from dmlkd.cli.plots import plot_recall
 from dmlkd.config import load_config
 from dmlkd.models import EmbeddingModel
 from dmlkd.retrieval import evaluate
@@ -72,6 +73,11 @@ def test_intervals_values_per_query_and_a_plot_are_written(dmlkd, files):
     assert (folder / "p.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "q.parquet").is_file()
     assert dmlkd("eval", "--embeddings", folder / "e.safetensors", "--intervals")[1].count("95 %") == 2
+
+
+def test_a_long_name_leaves_room_for_the_curve(tmp_path):
+    plot_recall(tmp_path / "p.svg", {"/a/long/way/" * 20 + "e.safetensors": {"recall@1": 0.5, "recall@2": 0.7}})
+    assert (tmp_path / "p.svg").stat().st_size > 5000
 
 
 def test_an_approximate_index_reports_its_recall(dmlkd, files):
