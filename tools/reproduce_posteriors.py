@@ -1,18 +1,21 @@
 """What self-distillation makes of class posteriors, on held-out images of the training classes, and of retrieval.
 
     python tools/reproduce_posteriors.py [--only noise] [--processes 2] [--seeds 5] [--data ../shared/data]
+    python tools/reproduce_posteriors.py --arm AI-KD
     python tools/reproduce_posteriors.py --only list
 
 Every arm of a group is the group's recipe with a few settings changed, trained with the same seeds; the first is the
 baseline. ARM in angle brackets in a setting stands for the run folder of that arm with the same seed, which is trained
 first. Finished runs are kept under runs/reproduce/class-posteriors/ and not repeated, so a broken experiment goes on
-where it was and a new arm costs only its own runs. Writes docs/results/class-posteriors.{json,md}.
+where it was and a new arm costs only its own runs. With --arm those arms and the ones that they name are trained, and
+the scores of the others are those of the JSON. Writes docs/results/class-posteriors.{json,md}.
 
 Epochs and the learning rate of the class weights are longer and higher than the recipe's. They were chosen by the top-1
 of the plain loss on held-out training images with seed 100, which no table uses.
 """
 
 import argparse
+import json
 import math
 import multiprocessing
 import os
@@ -20,7 +23,7 @@ import re
 import statistics
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +232,12 @@ def tables(runs: Runs) -> str:
     return scores + "\n\n" + table(f"minus {baseline}", {arm: runs[arm] for arm in others}, differences)
 
 
+def narrowed(group: Group, arms: list[str]) -> Group:
+    """The group with some of its arms alone, and those whose runs they name."""
+    named = {name for arm in arms if arm in group.arms for one in group.arms[arm] for name in NAMED.findall(one)}
+    return replace(group, arms={arm: how for arm, how in group.arms.items() if arm in named | set(arms)})
+
+
 def jobs_of(group: Group, seeds: int) -> dict[tuple[str, int], Job]:
     """The runs of a group by arm and seed."""
 
@@ -268,10 +277,8 @@ def trained(groups: dict[str, Group], *, seeds: int | None, processes: int) -> d
     }
 
 
-def page(found: dict[str, Runs], where: str) -> str:
+def page(found: dict[str, Runs], counts: dict[str, Any], versions: dict[str, Any], where: str) -> str:
     """The Markdown."""
-    first = next(iter(next(iter(found.values())).values()))[0]
-    counts, versions = first["data"], first["versions"]
     parts = []
     for label, runs in found.items():
         group = GROUPS[label]
@@ -301,10 +308,17 @@ Made by `python tools/reproduce_posteriors.py` on {where}; torch {versions["torc
 """
 
 
+def joined(kept: dict[str, Runs], found: dict[str, Runs]) -> dict[str, Runs]:
+    """Scores found now and, of arms that were not trained now, those kept; in the order of the groups."""
+    both = {label: {**kept.get(label, {}), **found.get(label, {})} for label in GROUPS}
+    return {label: {arm: both[label][arm] for arm in GROUPS[label].arms if arm in both[label]} for label in GROUPS}
+
+
 def main() -> None:
     """Train what is missing and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["list", *GROUPS], help="one group, whose tables are shown but not written")
+    parser.add_argument("--arm", action="append", default=[], help="train this arm alone; may be given several times")
     parser.add_argument("--processes", type=int, default=1, help="runs side by side, with one thread each")
     parser.add_argument("--seeds", type=int, help="how many, from 0 on; default: the group's own")
     parser.add_argument("--data", type=Path, help="folder of the data sets; default: $DMLKD_DATA, else ../shared/data")
@@ -313,16 +327,16 @@ def main() -> None:
         for label, group in GROUPS.items():
             print(f"{label}: {group.title}: {', '.join(group.arms)}; {group.seeds} seeds")
         return
+    if unknown := set(arguments.arm) - {arm for group in GROUPS.values() for arm in group.arms}:
+        parser.error(f"no arm {sorted(unknown)[0]!r}; --only list shows them")
     data = arguments.data or Path(os.environ.get("DMLKD_DATA") or ROOT.parent / "shared" / "data")
     os.environ["DMLKD_DATA"] = str(data)
     if arguments.processes > 1:
         os.environ["OMP_NUM_THREADS"] = "1"
     chosen = {label: group for label, group in GROUPS.items() if arguments.only in (None, label)}
+    if arguments.arm:
+        chosen = {label: part for label, group in chosen.items() if (part := narrowed(group, arguments.arm)).arms}
     found = trained(chosen, seeds=arguments.seeds, processes=max(arguments.processes, 1))
-    for runs in found.values():
-        print(tables(runs), end="\n\n")
-    if arguments.only is not None:
-        return
     from dmlkd.files import write_json, write_text
 
     first = next(iter(next(iter(found.values())).values()))[0]
@@ -330,9 +344,19 @@ def main() -> None:
         label: {arm: [{part: one[part] for part in ("test", "seen")} for one in ones] for arm, ones in runs.items()}
         for label, runs in found.items()
     }
+    file = ROOT / "docs/results" / f"{NAME}.json"
+    if arguments.arm:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        scores = {
+            label: {arm: {**kept[label], **scores.get(label, {})}[arm] for arm in kept[label]} for label in GROUPS
+        }
+    for runs in scores.values():
+        print(tables(runs), end="\n\n")
+    if arguments.only is not None:
+        return
     where = machine()
-    write_json(ROOT / "docs/results" / f"{NAME}.json", {"machine": where, "versions": first["versions"], **scores})
-    write_text(ROOT / "docs/results" / f"{NAME}.md", page(found, where))
+    write_json(file, {"machine": where, "versions": first["versions"], **scores})
+    write_text(file.with_suffix(".md"), page(scores, first["data"], first["versions"], where))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import register_parametrization
 from typing_extensions import override
 
 from dmlkd.distill.checks import whole
@@ -48,12 +49,25 @@ def adversarial_losses(*, discriminator: nn.Module, student: Tensor, teacher: Te
     with torch.autocast(student.device.type, enabled=False):
         fixed = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
         fooled = functional_call(discriminator, fixed, (wide(student),))
-        theirs, mine = discriminator(wide(teacher).detach()), discriminator(wide(student).detach())
+        theirs, mine = discriminator(torch.cat([wide(teacher), wide(student)]).detach()).chunk(2)
         # -log D and -log(1 - D) of log-odds a are softplus(-a) and softplus(a).
         return AdversaryLosses(
             student=F.softplus(-fooled).mean(),
             discriminator=(F.softplus(-theirs).mean() + F.softplus(mine).mean()) / 2,
         )
+
+
+class _UnitNorm(nn.Module):
+    """A matrix divided by its largest singular value."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        largest: Tensor = torch.linalg.eigvalsh(weight @ weight.T)[-1].sqrt()
+        return weight / largest
+
+
+def _bounded(layer: nn.Linear) -> nn.Linear:
+    register_parametrization(layer, "weight", _UnitNorm())
+    return layer
 
 
 class Adversary(DistillationMethod):
@@ -64,6 +78,10 @@ class Adversary(DistillationMethod):
     :class:`~dmlkd.distill.PosteriorDistillation` taught by a finished run. D is an MLP of one hidden layer on the
     logits. It is part of the method: trained like the metric loss's class weights, in the checkpoint, and not in the
     exported model. It learns while the term has weight, and the weight is on both losses.
+
+    D has spectral normalisation (Miyato et al. 2018, https://arxiv.org/abs/1802.05957) by exact singular values: its
+    log-odds move no faster than the logits, so the pull on an image's logits has length 1 / B at most, as that of
+    cross-entropy has about. Without it D wins, and the student learns nothing but to follow it (docs/methods/ai-kd.md).
 
     Args:
         classes: C.
@@ -80,7 +98,7 @@ class Adversary(DistillationMethod):
         super().__init__()
         width = whole("hidden", hidden)
         self.discriminator = nn.Sequential(
-            nn.Linear(whole("classes", classes), width), nn.LeakyReLU(0.2), nn.Linear(width, 1)
+            _bounded(nn.Linear(whole("classes", classes), width)), nn.LeakyReLU(0.2), _bounded(nn.Linear(width, 1))
         )
 
     def forward(self, *, student: Tensor, teacher: Tensor) -> Tensor:

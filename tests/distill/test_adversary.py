@@ -93,6 +93,19 @@ def test_one_step_of_one_optimiser_is_a_step_of_each_side_in_turn():
         assert torch.allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
+@given(SIZES, st.floats(0.1, 100))
+def test_no_image_is_pulled_harder_than_one_over_b(sizes, scale):
+    size, classes, seed = sizes
+    torch.manual_seed(seed)
+    method = Adversary(classes=classes, hidden=5).double()
+    with torch.no_grad():
+        for parameter in method.parameters():
+            parameter.mul_(scale)  # as large as training may make them
+    student = drawn(*sizes, scale=20).requires_grad_()
+    method(student=student, teacher=drawn(size, classes, seed + 1)).backward()
+    assert (student.grad.norm(dim=1) <= (1 + 1e-9) / size).all()
+
+
 def test_the_discriminator_learns_to_tell_two_gaussians():
     method = Adversary(classes=4, hidden=16)
     optimizer = torch.optim.Adam(method.parameters(), lr=0.01)
