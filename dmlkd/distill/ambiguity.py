@@ -1,15 +1,11 @@
 """Learning ambiguity from a lower layer: method B8."""
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from dmlkd.distill.checks import below, positive
-from dmlkd.distill.method import DistillationMethod
-from dmlkd.distill.posteriors import posterior_divergence, wide
-from dmlkd.signals import Batch, Need, Signals
+from dmlkd.distill.posteriors import LabelledPosteriors, posterior_divergence, wide
 
 
 def recalibrated_logits(
@@ -43,7 +39,7 @@ def recalibrated_logits(
     return torch.where(ambiguous[:, None], raised, logits), ambiguous
 
 
-class AmbiguityDistillation(DistillationMethod):
+class AmbiguityDistillation(LabelledPosteriors):
     r"""Pull the top's class posteriors to those of a lower layer, with the label as likely as any where they disagree.
 
     .. math:: L = \frac{T^2}{B} \sum_i \mathrm{KL}\bigl(t_i \,\|\, \mathrm{softmax}(o_i / T)\bigr)
@@ -60,9 +56,6 @@ class AmbiguityDistillation(DistillationMethod):
         ValueError: for a bad number, naming it.
     """
 
-    student_needs: ClassVar[frozenset[Need]] = frozenset({"logits"})
-    teacher_needs: ClassVar[frozenset[Need]] = frozenset({"logits"})
-
     def __init__(self, *, temperature: float = 1.0, margin: float = 0.0) -> None:
         super().__init__()
         self.temperature = positive("temperature", temperature)
@@ -72,14 +65,6 @@ class AmbiguityDistillation(DistillationMethod):
         """Return the loss, a scalar, of logits (B, C) and labels (B,); no gradient reaches the teacher's."""
         target, _ = recalibrated_logits(teacher, labels, margin=self.margin, temperature=self.temperature)
         return posterior_divergence(student=student, teacher=target, temperature=self.temperature)
-
-    @override
-    def from_signals(self, *, batch: Batch, student: Signals, teacher: Signals | None) -> Tensor:
-        assert teacher is not None
-        assert teacher.logits is not None
-        assert student.logits is not None
-        loss: Tensor = self(student=student.logits, teacher=teacher.logits, labels=batch.labels)
-        return loss
 
     @override
     def extra_repr(self) -> str:

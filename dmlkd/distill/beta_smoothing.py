@@ -8,9 +8,8 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from dmlkd.distill.checks import positive
-from dmlkd.distill.method import DistillationMethod
-from dmlkd.distill.posteriors import check_logits, wide
-from dmlkd.signals import Batch, Need, Signals
+from dmlkd.distill.counting import Counter
+from dmlkd.distill.posteriors import LabelledPosteriors, check_logits, wide
 
 
 def smoothed_cross_entropy(*, student: Tensor, labels: Tensor, shares: Tensor) -> Tensor:
@@ -56,7 +55,7 @@ def _log_odds(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.gather(1, own).squeeze(1) - others
 
 
-class BetaSmoothing(DistillationMethod):
+class BetaSmoothing(LabelledPosteriors):
     r"""Label smoothing by amounts drawn at random and given out by confidence.
 
     .. math:: t_i = b_i\, \mathrm{onehot}(y_i) + (1 - b_i) / C, \quad b_i \sim \mathrm{Beta}(a, 1)
@@ -76,14 +75,12 @@ class BetaSmoothing(DistillationMethod):
         ValueError: for a bad number, naming it.
     """
 
-    student_needs: ClassVar[frozenset[Need]] = frozenset({"logits"})
-    teacher_needs: ClassVar[frozenset[Need]] = frozenset({"logits"})
     supervises: ClassVar[bool] = True
 
     def __init__(self, *, a: float = 9.0) -> None:
         super().__init__()
         self.a = positive("a", a)
-        self._batches = 0
+        self._batches = Counter()
 
     def forward(self, *, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
         """Return the loss, a scalar, of logits (B, C) and labels (B,); each call draws anew.
@@ -94,24 +91,9 @@ class BetaSmoothing(DistillationMethod):
         if teacher is None:
             return smoothed_cross_entropy(student=student, labels=labels, shares=torch.ones_like(student[:, 0]))
         check_logits(student, teacher)
-        shares = ranked_beta(_log_odds(wide(teacher).detach(), labels), a=self.a, seed=self._batches)
-        self._batches += 1
+        shares = ranked_beta(_log_odds(wide(teacher).detach(), labels), a=self.a, seed=self._batches.count)
+        self._batches.count += 1
         return smoothed_cross_entropy(student=student, labels=labels, shares=shares)
-
-    @override
-    def from_signals(self, *, batch: Batch, student: Signals, teacher: Signals | None) -> Tensor:
-        assert student.logits is not None
-        logits = None if teacher is None else teacher.logits
-        loss: Tensor = self(student=student.logits, teacher=logits, labels=batch.labels)
-        return loss
-
-    @override
-    def get_extra_state(self) -> dict[str, int]:
-        return {"batches": self._batches}
-
-    @override
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        self._batches = state["batches"]
 
     @override
     def extra_repr(self) -> str:

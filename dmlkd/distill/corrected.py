@@ -1,6 +1,6 @@
 """Posterior distillation with a first-order correction for the teacher's errors: method D4."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -8,15 +8,13 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from dmlkd.distill.checks import not_negative, one_of, positive, within
-from dmlkd.distill.method import DistillationMethod
-from dmlkd.distill.posteriors import check_logits, posterior_divergence, wide
-from dmlkd.signals import Batch, Need, Signals
+from dmlkd.distill.posteriors import LabelledPosteriors, check_logits, posterior_divergence, wide
 
 CorrectedComparison = Literal["kl", "squared"]
 """How posteriors or logits are compared; defined in :class:`CorrectedDistillation`."""
 
 
-class CorrectedDistillation(DistillationMethod):
+class CorrectedDistillation(LabelledPosteriors):
     r"""Distillation whose loss is corrected, to first order, for where the teacher's posterior misses the label.
 
     Dao et al. 2021, https://arxiv.org/abs/2104.09732. With the teacher's logits :math:`\tilde o`, the student's
@@ -42,9 +40,6 @@ class CorrectedDistillation(DistillationMethod):
     Raises:
         ValueError: for a bad argument, naming it.
     """
-
-    student_needs: ClassVar[frozenset[Need]] = frozenset({"logits"})
-    teacher_needs: ClassVar[frozenset[Need]] = frozenset({"logits"})
 
     def __init__(
         self,
@@ -80,14 +75,6 @@ class CorrectedDistillation(DistillationMethod):
             balance = (error * weights).sum(dim=1) * pull.sum(dim=1) - (error * pull).sum(dim=1)
             plain = posterior_divergence(student=mine, teacher=theirs, temperature=self.temperature)
             return plain + self.correction * balance.mean()
-
-    @override
-    def from_signals(self, *, batch: Batch, student: Signals, teacher: Signals | None) -> Tensor:
-        assert teacher is not None
-        assert teacher.logits is not None
-        assert student.logits is not None
-        loss: Tensor = self(student=student.logits, teacher=teacher.logits, labels=batch.labels)
-        return loss
 
     @override
     def extra_repr(self) -> str:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from dmlkd.distill.checks import below, positive
+from dmlkd.distill.counting import Counter
 from dmlkd.distill.method import DistillationMethod
 from dmlkd.distill.posteriors import check_logits, wide
 from dmlkd.signals import Batch, Need, Signals
@@ -66,11 +67,11 @@ class SelfDistillationDropout(DistillationMethod):
         self.rate = below("rate", rate, 0, 1)
         self.temperature = positive("temperature", temperature)
         self._classify = (classify,)  # in a tuple: where it is a module, its weights are not this method's to train
-        self._steps = 0
+        self._steps = Counter()
 
     def forward(self, *, features: Tensor) -> Tensor:
         """Return the loss, a scalar, of pooled trunk features (B, F)."""
-        first, second = (features * mask for mask in dropout_masks(features, rate=self.rate, seed=self._steps))
+        first, second = (features * mask for mask in dropout_masks(features, rate=self.rate, seed=self._steps.count))
         (classify,) = self._classify
         return mutual_divergence(first=classify(first), second=classify(second), temperature=self.temperature)
 
@@ -82,15 +83,7 @@ class SelfDistillationDropout(DistillationMethod):
 
     @override
     def after_step(self) -> None:
-        self._steps += 1
-
-    @override
-    def get_extra_state(self) -> dict[str, int]:
-        return {"steps": self._steps}
-
-    @override
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        self._steps = state["steps"]
+        self._steps.count += 1
 
     @override
     def extra_repr(self) -> str:

@@ -8,6 +8,7 @@ from torch import nn
 from typing_extensions import override
 
 from dmlkd.distill.checks import whole
+from dmlkd.distill.counting import Counter
 from dmlkd.distill.teachers import Lesson, Teacher
 from dmlkd.signals import Batch, Need, Signals, unit_length
 
@@ -62,7 +63,7 @@ class WiderHeadsTeacher(Teacher):
         )
         self.metric_losses = nn.ModuleList(metric_loss(dim) for dim in dims)
         self.miner = miner
-        self._steps = 0
+        self._steps = Counter()
 
     @property
     @override
@@ -80,23 +81,15 @@ class WiderHeadsTeacher(Teacher):
         ]
         signals = [Signals(z.detach()) for z in wider]
         shares = [1 / len(wider)] * len(wider)
-        if self.features_after is not None and self._steps >= self.features_after:
+        if self.features_after is not None and self._steps.count >= self.features_after:
             signals.append(Signals(unit_length(features.detach())))
             shares.append(1.0)
         return Lesson(tuple(signals), tuple(shares), loss=torch.stack(losses).mean())
 
     @override
     def after_step(self, network: nn.Module) -> None:
-        self._steps += 1
+        self._steps.count += 1
 
     @override
     def loss_parameters(self) -> Iterable[nn.Parameter]:
         return self.metric_losses.parameters()
-
-    @override
-    def get_extra_state(self) -> dict[str, int]:
-        return {"steps": self._steps}
-
-    @override
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        self._steps = state["steps"]

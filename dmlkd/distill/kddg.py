@@ -1,14 +1,10 @@
 """Gradient-filtered distillation for unseen domains: method B10, KDDG."""
 
-from typing import ClassVar
-
 from torch import Tensor
 from typing_extensions import override
 
 from dmlkd.distill.checks import positive
-from dmlkd.distill.method import DistillationMethod
-from dmlkd.distill.posteriors import check_logits, posterior_divergence, wide
-from dmlkd.signals import Batch, Need, Signals
+from dmlkd.distill.posteriors import LabelledPosteriors, check_logits, posterior_divergence, wide
 
 
 def behind_teacher(*, student: Tensor, teacher: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
@@ -28,7 +24,7 @@ def behind_teacher(*, student: Tensor, teacher: Tensor, labels: Tensor, temperat
     return (mine.gather(1, labels[:, None]) < theirs.gather(1, labels[:, None])).squeeze(1)
 
 
-class GradientFilteredDistillation(DistillationMethod):
+class GradientFilteredDistillation(LabelledPosteriors):
     r"""Pull the student's class posteriors to the teacher's, but not those that are ahead of it.
 
     .. math:: L = \frac{T^2}{B} \sum_i [p_{i y_i} < \tilde p_{i y_i}]\, \mathrm{KL}(\tilde p_i \,\|\, p_i)
@@ -44,9 +40,6 @@ class GradientFilteredDistillation(DistillationMethod):
         ValueError: for a bad temperature.
     """
 
-    student_needs: ClassVar[frozenset[Need]] = frozenset({"logits"})
-    teacher_needs: ClassVar[frozenset[Need]] = frozenset({"logits"})
-
     def __init__(self, *, temperature: float = 4.0) -> None:
         super().__init__()
         self.temperature = positive("temperature", temperature)
@@ -55,14 +48,6 @@ class GradientFilteredDistillation(DistillationMethod):
         """Return the loss, a scalar, of logits (B, C) and labels (B,); no gradient reaches the teacher's."""
         rows = behind_teacher(student=student, teacher=teacher, labels=labels, temperature=self.temperature)
         return posterior_divergence(student=student, teacher=teacher, temperature=self.temperature, rows=rows)
-
-    @override
-    def from_signals(self, *, batch: Batch, student: Signals, teacher: Signals | None) -> Tensor:
-        assert teacher is not None
-        assert teacher.logits is not None
-        assert student.logits is not None
-        loss: Tensor = self(student=student.logits, teacher=teacher.logits, labels=batch.labels)
-        return loss
 
     @override
     def extra_repr(self) -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from dmlkd.distill.counting import Counter
 from dmlkd.distill.teachers import Lesson, Teacher
 from dmlkd.signals import Batch, Need, Signals
 
@@ -27,7 +28,7 @@ class PartnerTeacher(Teacher):
 
     def __init__(self) -> None:
         super().__init__()
-        self._steps = 0
+        self._steps = Counter()
 
     @property
     @override
@@ -36,22 +37,14 @@ class PartnerTeacher(Teacher):
 
     @override
     def teach(self, *, batch: Batch, student: Signals, needs: Collection[Need]) -> Lesson:
-        partners = partners_of(batch.labels, batch.rows, seed=self._steps)
+        partners = partners_of(batch.labels, batch.rows, seed=self._steps.count)
         positions = (partners >= 0).nonzero().squeeze(1)
         said = student.only(needs).take(partners[positions]).map(Tensor.detach)
         return Lesson((said,), positions=positions)
 
     @override
     def after_step(self, network: nn.Module) -> None:
-        self._steps += 1
-
-    @override
-    def get_extra_state(self) -> dict[str, int]:
-        return {"steps": self._steps}
-
-    @override
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        self._steps = state["steps"]
+        self._steps.count += 1
 
 
 def partners_of(labels: Tensor, rows: Tensor, *, seed: int) -> Tensor:

@@ -168,7 +168,25 @@ class CrossEntropy(DistillationMethod):
         return loss
 
 
-class LabelMixing(DistillationMethod):
+class LabelledPosteriors(DistillationMethod):
+    """Base of the methods whose formula is one of both sides' logits and the labels.
+
+    Their ``forward`` takes ``student``, ``teacher`` and ``labels``; the teacher's logits are None while the teacher of
+    a method that ``supervises`` has nothing to teach.
+    """
+
+    student_needs: ClassVar[frozenset[Need]] = frozenset({"logits"})
+    teacher_needs: ClassVar[frozenset[Need]] = frozenset({"logits"})
+
+    @override
+    def from_signals(self, *, batch: Batch, student: Signals, teacher: Signals | None) -> Tensor:
+        loss: Tensor = self(
+            student=student.logits, teacher=None if teacher is None else teacher.logits, labels=batch.labels
+        )
+        return loss
+
+
+class LabelMixing(LabelledPosteriors):
     r"""Cross-entropy with a target between label and teacher's posterior.
 
     .. math:: t = (1 - a_e)\, \mathrm{onehot}(y) + a_e\, \tilde p
@@ -183,8 +201,6 @@ class LabelMixing(DistillationMethod):
         ValueError: for a bad share, naming it.
     """
 
-    student_needs: ClassVar[frozenset[Need]] = frozenset({"logits"})
-    teacher_needs: ClassVar[frozenset[Need]] = frozenset({"logits"})
     supervises: ClassVar[bool] = True
 
     def __init__(self, *, share: float = 0.8, growth: Schedule | None = None) -> None:
@@ -201,10 +217,3 @@ class LabelMixing(DistillationMethod):
         """Return the loss, a scalar, of logits (B, C) and labels (B,); no gradient reaches the teacher's."""
         share = self._now if teacher is not None else 0.0
         return mixed_cross_entropy(student=student, teacher=teacher, labels=labels, share=share)
-
-    @override
-    def from_signals(self, *, batch: Batch, student: Signals, teacher: Signals | None) -> Tensor:
-        assert student.logits is not None
-        logits = None if teacher is None else teacher.logits
-        loss: Tensor = self(student=student.logits, teacher=logits, labels=batch.labels)
-        return loss
