@@ -105,9 +105,9 @@ def _method(run: Path) -> str:
 
 def _print(rows: list[dict[str, Any]], words: list[str], *, json: bool) -> None:
     if json:
-        from json import dumps
+        from dmlkd.files import json_text
 
-        print(dumps({"comparisons": rows, "words": words}, indent=2))
+        print(json_text({"comparisons": rows, "words": words}))
         return
     import sys
 

@@ -116,9 +116,9 @@ def _read(config: "DataConfig") -> Any:
 def _report(name: str, findings: "list[Finding]", *, json: bool) -> None:
     failed = sum(finding.level == "FAIL" for finding in findings)
     if json:
-        from json import dumps
+        from dmlkd.files import json_text
 
-        print(dumps({"data": name, "sound": not failed, "findings": [f._asdict() for f in findings]}, indent=2))
+        print(json_text({"data": name, "sound": not failed, "findings": [f._asdict() for f in findings]}))
         return
     print(name)
     for finding in findings:
@@ -130,9 +130,9 @@ def _report(name: str, findings: "list[Finding]", *, json: bool) -> None:
 
 def _print_description(name: str, shown: dict[str, Any], *, json: bool) -> None:
     if json:
-        from json import dumps
+        from dmlkd.files import json_text
 
-        print(dumps(shown, indent=2))
+        print(json_text(shown))
         return
     print(name)
     for part, facts in shown["parts"].items():

@@ -208,11 +208,11 @@ def _show(scores: "Scores", names: list[str], source: _Source, *, intervals: boo
 
         lie = measure(source.arguments["embeddings"], source.arguments["labels"])._asdict()
     if json:
-        from json import dumps
+        from dmlkd.files import json_text
 
         more = {**({"intervals": ends} if intervals else {}), **({"structure": lie} if structure else {})}
         more |= {} if source.seen is None else {"seen": source.seen}
-        print(dumps({**shown, **counts, **more}, indent=2))
+        print(json_text({**shown, **counts, **more}))
         return
     rows = {source.label: shown}
     if intervals:

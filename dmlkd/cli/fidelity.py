@@ -44,11 +44,11 @@ def fidelity(
     for name in _splits(models[1], wanted, split):
         rows[name] = _measured(models, wanted, name, workers, k=neighbours, distance=distance, pairs=pairs, seed=seed)
     if json:
-        from json import dumps
+        from dmlkd.files import json_text
 
         # JSON has no NaN, which is what a model that says the same of all images gives.
         splits = {split: {k: v if v == v else None for k, v in values.items()} for split, values in rows.items()}
-        print(dumps({"teacher": teacher, "student": student, "neighbours": neighbours, "splits": splits}, indent=2))
+        print(json_text({"teacher": teacher, "student": student, "neighbours": neighbours, "splits": splits}))
         return
     _print(rows, teacher, student, neighbours)
 

@@ -134,9 +134,9 @@ def _show(names: list[str], found: "Nearest", out: Path | None, *, json: bool) -
             pq.write_table(pa.Table.from_pylist(rows), temporary)
         print(f"{len(rows)} rows: {out}")
     elif json:
-        from json import dumps
+        from dmlkd.files import json_text
 
-        print(dumps(rows, indent=2))
+        print(json_text(rows))
     else:
         for row in rows:
             print(f"{row['query']}\t{row['rank']}\t{row['id']}\t{row['similarity']:.4f}")

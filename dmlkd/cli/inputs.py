@@ -42,7 +42,6 @@ SplitOption = Annotated[
 ]
 
 _SPLITS = ("train", "val", "test", "all")
-_PREPARING = ("channels", "crop", "image_size", "shorter", "transform")
 
 
 @dataclass(frozen=True)
@@ -103,8 +102,7 @@ def wanted_images(
         from dmlkd.config import checked_data
 
         asked = section(data, root, options or [])
-        preparing = tuple(key for key in _PREPARING if key in asked.model_fields_set)
-        return Wanted(split or "test", config=checked_data(asked), preparing=preparing)
+        return Wanted(split or "test", config=checked_data(asked), preparing=asked.preparing)
     if options:
         raise UserError(f"--set goes with a data set by name, got {data or 'no --data'}")
     if data is None:

@@ -32,6 +32,9 @@ def named(value: object) -> object:
 NamedPart = Annotated[Part, BeforeValidator(named)]
 
 
+_PREPARING = frozenset({"channels", "crop", "image_size", "shorter", "transform"})
+
+
 class DataConfig(Part):
     """``data``: a reader by name, its arguments, and how its images are prepared."""
 
@@ -65,6 +68,11 @@ class DataConfig(Part):
         default=None, description="train on these, each a list of classes; validation and test keep the classes"
     )
     seen_classes: bool = Field(default=False, description="allow classes of training in the test")
+
+    @property
+    def preparing(self) -> tuple[str, ...]:
+        """The keys that were given and say how images are prepared."""
+        return tuple(sorted(_PREPARING & self.model_fields_set))
 
 
 class TermConfig(Part):

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 from dmlkd.cli.plots import plot_recall
 from dmlkd.config import load_config
-from dmlkd.models import EmbeddingModel
+from dmlkd.data.transforms import plain
+from dmlkd.models import EmbeddingModel, prepared_by
 from dmlkd.retrieval import evaluate
 from dmlkd.retrieval.postprocessing import evaluate_postprocessed
 from dmlkd.retrieval.structure import structure
@@ -92,6 +93,15 @@ def test_a_saved_model_is_measured_on_a_registered_data_set(dmlkd, tmp_path):
     code, out, err = dmlkd("eval", "--model", tmp_path / "model", "--data", "digits", "--metric", "recall@1", "--json")
     assert (code, err) == (0, "")
     assert json.loads(out)["queries"] > 500
+
+
+def test_how_images_are_prepared_is_said_once(dmlkd, tmp_path):
+    model = EmbeddingModel("convnet4", dim=8, in_channels=1, backbone_args={"width": 4})
+    model.preparation = prepared_by(plain, image_size=16, channels=1)
+    model.save_pretrained(tmp_path / "model")
+    code, out, err = dmlkd("eval", "--model", tmp_path / "model", "--data", "digits", "--set", "image_size=8")
+    assert (code, out) == (2, "")
+    assert "says how its images are prepared: leave out image_size" in " ".join(err.split())
 
 
 def test_methods_are_compared_query_by_query(dmlkd, files):
@@ -195,6 +205,11 @@ def test_the_structure_of_the_space_is_an_option(dmlkd, files):
     code, out, _ = dmlkd("eval", "--embeddings", folder / "e.safetensors", "--json", "--structure")
     assert code == 0
     assert json.loads(out)["structure"] == structure(z, y)._asdict()
+    np.savez(folder / "flat.npz", embeddings=np.tile(z[:, :1], (1, 8)), labels=y)  # of rank 1
+    lies = json.loads(
+        dmlkd("eval", "--embeddings", folder / "flat.npz", "--json", "--structure")[1], parse_constant=int
+    )
+    assert lies["structure"]["rho_spectrum"] is None
     _, out, _ = dmlkd("eval", "--embeddings", folder / "e.safetensors", "--structure")
     assert f"hubness       {structure(z, y).hubness:.4f}" in out
 

@@ -113,7 +113,7 @@ def main() -> None:
         shift = turn % len(order)
         for name in order[shift:] + order[:shift]:
             arm = running[name]
-            arm.objective.start_epoch(arm.model, max(turn + 2, 0) // 2, options.repeats)
+            arm.objective.start_epoch(arm.model, (turn + 2) // 2, options.repeats + 2)
             taken = arm.step(batch)
             if turn >= 0:
                 seconds[name].append(taken)
