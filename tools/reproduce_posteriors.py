@@ -51,12 +51,11 @@ class Group:
     arms: dict[str, tuple[str, ...]]
     seeds: int = 5
     common: tuple[str, ...] = COMMON
+    first_seed: int = 0
 
 
 PS_KD = "{name: ps_kd, weight: 1}"
-BSD = "{name: bsd, weight: 1, teacher: {name: evidence, label_evidence: 10, discount: 0.9}}"
 RESIDUAL = "{name: adaptive_labels, weight: 1}"
-DROPOUT = "{name: sd_dropout, weight: 1, rate: 0.5, temperature: 4}"
 WHOLE = "metric_weight=0"  # the terms hold the label: their cross-entropy is the whole loss
 
 
@@ -77,6 +76,48 @@ def left_out(alphabet: str) -> dict[str, tuple[str, ...]]:
     }
 
 
+def evidence(label: float, discount: float) -> str:
+    """BSD with so much evidence for the label, and so much of it kept from epoch to epoch."""
+    return f"{{name: bsd, weight: 1, teacher: {{name: evidence, label_evidence: {label}, discount: {discount}}}}}"
+
+
+def geometry(share: float, sigma: float) -> str:
+    """SKD with such a share of the geometry, and so wide a neighbourhood."""
+    teacher = f"{{name: class_geometry, neighbours: 10, sigma: {sigma}}}"
+    return f"{{name: skd, weight: 1, share: {share}, teacher: {teacher}}}"
+
+
+def dropout(weight: float, temperature: float) -> str:
+    """SD-Dropout of such a weight."""
+    return f"{{name: sd_dropout, weight: {weight}, rate: 0.5, temperature: {temperature}}}"
+
+
+def ambiguity(weight: float) -> str:
+    """Learning ambiguity in the second half, of such a weight."""
+    lower = "teacher: {name: lower_exit, stage: 1}, schedule: {name: after, epochs: 18}"
+    return f"{{name: ambiguity, weight: {weight}, {lower}}}"
+
+
+TRIED = {
+    **{
+        f"BSD, label evidence {label}, discount {discount}": (f"distill=[{evidence(label, discount)}]", WHOLE)
+        for label, discount in ((10, 0.9), (10, 0.99), (100, 0.9), (100, 0.99), (1000, 0.9))
+    },
+    **{
+        f"adaptive labels, weight {weight}": (f"distill=[{{name: adaptive_labels, weight: {weight}}}]",)
+        for weight in (1, 0.3, 0.1, 0.03)
+    },
+    **{
+        f"SKD, share {share}, sigma {sigma}": (f"distill=[{geometry(share, sigma)}]", WHOLE)
+        for share, sigma in ((0.1, 0.1), (0.03, 0.1), (0.1, 0.03), (0.03, 0.03))
+    },
+    **{
+        f"SD-Dropout, weight {weight}, temperature {temperature}": (f"distill=[{dropout(weight, temperature)}]",)
+        for weight, temperature in ((1, 4), (0.1, 4), (0.01, 4), (0.1, 1))
+    },
+    **{f"ambiguity, weight {weight}": (f"distill=[{ambiguity(weight)}]",) for weight in (0.3, 0.1, 0.03)},
+}
+
 GROUPS = {
     "methods": Group(
         "Omniglot-small, normalised softmax",
@@ -86,24 +127,20 @@ GROUPS = {
             "LSD": (f"distill=[{LSD}]",),
             "CS-KD": (f"distill=[{CS_KD}]",),
             "PS-KD": (f"distill=[{PS_KD}]", WHOLE),
-            "BSD": (f"distill=[{BSD}]", WHOLE),
+            "BSD": (f"distill=[{evidence(10, 0.9)}]", WHOLE),
             "adaptive labels": (f"distill=[{RESIDUAL}]",),
             "SKD": (
-                "distill=[{name: skd, weight: 1, share: 0.1, "
-                "teacher: {name: class_geometry, neighbours: 10, sigma: 0.1}}]",
+                f"distill=[{geometry(0.1, 0.1)}]",
                 WHOLE,
             ),
-            "SD-Dropout": (f"distill=[{DROPOUT}]",),
+            "SD-Dropout": (f"distill=[{dropout(1, 4)}]",),
             "AI-KD": (
                 "distill=[{name: ps_kd, weight: 1, teacher: previous_epoch}, "
                 f"{taught_by('plain', 'posterior', temperature=1)}, "
                 "{name: adversary, weight: 0.1, teacher: {name: finished_run, path: <plain>}}]",
                 WHOLE,
             ),
-            "ambiguity": (
-                "distill=[{name: ambiguity, weight: 0.3, teacher: {name: lower_exit, stage: 1}, "
-                "schedule: {name: after, epochs: 18}}]",
-            ),
+            "ambiguity": (f"distill=[{ambiguity(0.3)}]",),
             "Beta smoothing": (
                 "distill=[{name: beta_smoothing, weight: 1, a: 9, teacher: {name: moving_average, decay: 0.99}}]",
                 WHOLE,
@@ -114,6 +151,13 @@ GROUPS = {
             "CS-KD + PS-KD + LSD": (f"distill=[{CS_KD}, {PS_KD}, {LSD}]", WHOLE),
         },
     ),
+    "settings": Group(
+        "Settings tried, of which the table below takes those of least NLL",
+        "configs/methods/cs-kd.yaml",
+        {"plain": PLAIN, **TRIED},
+        seeds=1,
+        first_seed=100,
+    ),
     "noise": Group(
         "The same with 30 % of the training labels wrong",
         "configs/methods/cs-kd.yaml",
@@ -122,7 +166,7 @@ GROUPS = {
             "LSD, noise": (f"distill=[{LSD}]", NOISE),
             "CS-KD, noise": (f"distill=[{CS_KD}]", NOISE),
             "PS-KD, noise": (f"distill=[{PS_KD}]", WHOLE, NOISE),
-            "BSD, noise": (f"distill=[{BSD}]", WHOLE, NOISE),
+            "BSD, noise": (f"distill=[{evidence(10, 0.9)}]", WHOLE, NOISE),
             "adaptive labels, noise": (f"distill=[{RESIDUAL}]", NOISE),
         },
         seeds=3,
@@ -246,7 +290,7 @@ def jobs_of(group: Group, seeds: int) -> dict[tuple[str, int], Job]:
 
     return {
         (arm, seed): (NAME, arm, seed, settings((*group.common, *overrides), seed), group.config)
-        for seed in range(seeds)
+        for seed in range(group.first_seed, group.first_seed + seeds)
         for arm, overrides in group.arms.items()
     }
 
@@ -272,7 +316,12 @@ def trained(groups: dict[str, Group], *, seeds: int | None, processes: int) -> d
         with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
             found |= dict(zip(wave, pool.map(run_once, wave.values()), strict=True))
     return {
-        label: {arm: [found[label, arm, seed] for seed in range(seeds or group.seeds)] for arm in group.arms}
+        label: {
+            arm: [
+                found[label, arm, seed] for seed in range(group.first_seed, group.first_seed + (seeds or group.seeds))
+            ]
+            for arm in group.arms
+        }
         for label, group in groups.items()
     }
 
@@ -285,9 +334,11 @@ def page(found: dict[str, Runs], counts: dict[str, Any], versions: dict[str, Any
         shown = "\n".join(f"- {arm}: `{' '.join(f'--set {o!r}' for o in group.arms[arm])}`" for arm in runs)
         common = " ".join(f"--set {o!r}" for o in group.common)
         seeds = len(next(iter(runs.values())))
+        used = (
+            f"Seeds {group.first_seed} to {group.first_seed + seeds - 1}" if seeds > 1 else f"Seed {group.first_seed}"
+        )
         parts.append(
-            f"## {group.title}\n\n{tables(runs)}\n\n"
-            f"Seeds 0 to {seeds - 1}, from `{group.config}` with `{common}` and\n\n{shown}\n"
+            f"## {group.title}\n\n{tables(runs)}\n\n{used}, from `{group.config}` with `{common}` and\n\n{shown}\n"
         )
     return f"""# Class posteriors
 

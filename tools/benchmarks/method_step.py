@@ -5,13 +5,15 @@
 A change of the recipes, such as --set model.backbone=resnet18, holds for all of them and for what they are compared
 with. All arms take turns step by step, on real batches of their own data, so that a change in the machine's load falls
 on all of them; the ratio is the median over the turns of the time divided by that turn's step of the metric loss alone,
-which runs twice, to show how much of a ratio is noise. Timed are epochs from the middle of the recipe's training on,
+which runs twice, to show how much of a ratio is noise. Of a plan the last fit is timed, the others are trained for an
+epoch before. Timed are epochs from the middle of the recipe's training on,
 when teachers teach; what teachers do between two epochs, such as copying the network, is not in a step.
 """
 
 import itertools
 import os
 import statistics
+import tempfile
 from pathlib import Path
 
 import torch
@@ -20,21 +22,36 @@ from torch.utils.data import DataLoader
 from training_step import Arm
 
 from dmlkd import Batch
-from dmlkd.config import load_config
-from dmlkd.training import EmbeddingModule
+from dmlkd.config import RunConfig, load_training
+from dmlkd.training import EmbeddingModule, run
 from dmlkd.training.building import build
 from dmlkd.training.fitting import optimizer
 
-ALONE = ("distill=[]", "metric_weight=1", "classes=null", "data.held_out_images=0")
 NAMES = ("metric loss", "metric loss again", "with terms")
 BATCHES = 2
 
 
-def built(recipe: str, overrides: list[str], device: str) -> tuple[Arm, list[Batch], int]:
-    """A recipe's arm, a few of its batches, and the epochs it trains."""
-    config, _ = load_config(Path(recipe), overrides)
+def read(recipe: str, overrides: list[str], folder: Path) -> RunConfig:
+    """A recipe's configuration, that of its last fit where it is a plan, whose others are trained into the folder."""
+    loaded, _ = load_training(Path(recipe), overrides)
+    if isinstance(loaded, RunConfig):
+        return loaded
+    for fit in loaded.fits[:-1]:
+        short = fit.config.train.model_copy(update={"epochs": 1})
+        run(fit.config.model_copy(update={"train": short}), folder / fit.name, quiet=True)
+    return loaded.fits[-1].config
+
+
+def alone(config: RunConfig) -> RunConfig:
+    """The configuration without its terms."""
+    data = config.data.model_copy(update={"held_out_images": 0.0})
+    return config.model_copy(update={"distill": (), "metric_weight": 1.0, "classes": None, "data": data})
+
+
+def built(config: RunConfig, folder: Path, device: str) -> tuple[Arm, list[Batch], int]:
+    """A configuration's arm, a few of its batches, and the epochs it trains."""
     torch.manual_seed(config.train.seed)
-    parts = build(config)
+    parts = build(config, folder)
     module = EmbeddingModule(
         parts.student,
         parts.objective,
@@ -60,13 +77,15 @@ def main() -> None:
     options_of.add_argument("--device", default="cpu")
     options = options_of.parse_args()
     os.environ.setdefault("DMLKD_DATA", str(Path(__file__).parents[2].parent / "shared" / "data"))
-    running = {
-        (Path(recipe).stem, name): built(
-            recipe, [*options.overrides, *(() if name == NAMES[-1] else ALONE)], options.device
-        )
-        for recipe in options.recipes
-        for name in NAMES
-    }
+    running = {}
+    with tempfile.TemporaryDirectory() as made:
+        for recipe in options.recipes:
+            stem = Path(recipe).stem
+            folder = Path(made) / stem
+            config = read(recipe, options.overrides, folder)
+            for name in NAMES:
+                chosen = config if name == NAMES[-1] else alone(config)
+                running[stem, name] = built(chosen, folder, options.device)
     seconds: dict[tuple[str, str], list[float]] = {key: [] for key in running}
     for turn in range(-2 * BATCHES, options.repeats):  # two epochs to warm up
         order = list(running)
