@@ -63,6 +63,14 @@ def test_batches_are_class_balanced(configs):
     assert torch.bincount(batch.labels).unique().tolist() == [config.train.per_class]
 
 
+def test_a_fold_that_is_left_out_is_not_drawn(configs):
+    config, parts = parts_of(configs, "data.image_folds=2", "data.image_fold=0")
+    drawn = {int(row) for batch in EmbeddingData(parts.data, config.train).train_dataloader() for row in batch.rows}
+    assert drawn
+    assert drawn <= set(parts.data.trained)
+    assert not drawn & set(parts.data.left_out)
+
+
 def test_without_validation_classes_there_is_no_validation(configs):
     config, parts = parts_of(configs, "data.validation=0")
     assert EmbeddingData(parts.data, config.train).val_dataloader() == []

@@ -30,6 +30,20 @@ class CountingTeacher(PreviousEpochTeacher):
         return super().teach(batch=batch, student=student, needs=needs)
 
 
+class Supervised(DistillationMethod):
+    """Keeps which epochs it was told of, and what its teacher said."""
+
+    supervises = True
+    epochs = ()
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        self.epochs = (*self.epochs, (epoch, epochs))
+
+    def from_signals(self, *, batch: Batch, student: Signals, teacher: Signals | None) -> Tensor:
+        self.given = teacher
+        return student.embeddings.square().sum()
+
+
 @pytest.fixture
 def student() -> EmbeddingModel:
     return EmbeddingModel("convnet4", dim=8, in_channels=1, backbone_args={"width": 4})
@@ -56,6 +70,39 @@ def test_total_is_the_metric_loss_plus_weighted_terms(student, batch):
     assert losses.metric == ContrastiveLoss()(z, batch.labels)
     assert losses.distill["lsd"] == method(student=z, teacher=teacher(batch.images))
     assert losses.total == losses.metric + 0.75 * losses.distill["lsd"]
+
+
+def test_the_metric_loss_has_its_weight_and_at_zero_is_not_computed(student, batch):
+    signals = student.signals(batch.images)
+    weighted = Objective(ContrastiveLoss(), [Term(Supervised(), PreviousEpochTeacher(student))], metric_weight=0.25)
+    losses = weighted(signals, batch)
+    assert losses.metric == ContrastiveLoss()(signals.embeddings, batch.labels)
+    assert losses.total == 0.25 * losses.metric + losses.distill["Supervised"]
+    left_out = Objective(None, [Term(Supervised(), PreviousEpochTeacher(student))], metric_weight=0)
+    assert left_out(signals, batch).total == losses.distill["Supervised"]
+
+
+def test_a_method_that_supervises_goes_on_without_a_teacher_that_is_not_ready(student, batch):
+    class Eager(PreviousEpochTeacher):
+        every_step = True
+
+    method = Supervised()
+    objective = Objective(ContrastiveLoss(), [Term(method, Eager(student))])
+    objective.start_epoch(student, 0, 2)
+    objective(student.signals(batch.images), batch)
+    assert method.given is None
+    objective.start_epoch(student, 1, 2)
+    objective(student.signals(batch.images), batch)
+    assert method.given is not None
+
+
+def test_a_restored_objective_tells_its_methods_the_epoch(student):
+    first, second = (
+        Objective(ContrastiveLoss(), [Term(Supervised(), PreviousEpochTeacher(student), name="s")]) for _ in range(2)
+    )
+    first.start_epoch(student, 3, 5)
+    second.load_state_dict(first.state_dict())
+    assert second.methods["s"].epochs == ((3, 5),)
 
 
 def test_in_the_first_epoch_the_weight_is_zero_and_the_teacher_does_not_run(student, batch):

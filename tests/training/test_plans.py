@@ -3,7 +3,10 @@
 import csv
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,7 @@ from dmlkd.training.building import build
 from dmlkd.training.checkpoints import CheckpointFiles, read_checkpoint
 from dmlkd.training.loading import load_run
 from dmlkd.training.measuring import evaluate_run
+from dmlkd.training.processes import Processes
 from dmlkd.training.teachers import out_of_fold
 
 PLANS = Path(__file__).parents[2] / "configs" / "plans"
@@ -318,3 +322,41 @@ def test_a_record_that_is_no_table_is_refused(folds):
 def test_a_teacher_without_fits_is_refused(folds):
     with pytest.raises(UserError, match="fits must name at least one earlier fit, got none"):
         out_of_fold(EmbeddingModel(in_channels=1), fits=[], classes=5, paths=np.array(["a"]), runs=folds)
+
+
+def test_several_processes_are_refused(folds, monkeypatch):
+    monkeypatch.setattr(Processes, "now", staticmethod(lambda: Processes(size=2)))
+    with pytest.raises(UserError, match="out_of_fold teaches in one process alone"):
+        made(folds)
+
+
+def test_a_quiet_plan_shows_nothing_also_when_it_is_resumed(tmp_path, capfd):
+    folder = run_plan(configured(), tmp_path / "plan", quiet=True).folder
+    (folder / "metrics.json").unlink()
+    (folder / "fits" / "student" / "metrics.json").unlink()
+    resume_plan(folder, quiet=True)
+    assert capfd.readouterr() == ("", "")
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from dmlkd.training.folder import held
+with held(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_fit_that_another_process_is_at_work_on_is_left_alone(whole, tmp_path):
+    folder = tmp_path / "plan"
+    shutil.copytree(whole.folder, folder)
+    (folder / "metrics.json").unlink()
+    student = folder / "fits" / "student"
+    (student / "metrics.json").unlink()
+    command, pipe = [sys.executable, "-c", HOLDER, student], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, cwd=PLANS.parents[1]) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match="student is in use by another process"):
+            resume_plan(folder)
+        holder.stdin.close()
