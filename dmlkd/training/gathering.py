@@ -80,9 +80,14 @@ class SharedBatch(Batch):
         return self.shares.signals(network(self.images), needs)
 
     @override
-    def take(self, positions: Tensor) -> Batch:
-        """Some positions of the whole batch, without images, which are elsewhere."""
-        return Batch(self.images.new_empty((len(positions), 0)), self.labels[positions], self.rows[positions])
+    def take(self, positions: Tensor) -> "SharedBatch":
+        """Some positions of the whole batch, ascending, with those of their images that are this process's."""
+        sizes, rank, _ = self.shares
+        owner = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(positions.device)[positions]
+        own = positions[owner == rank] - sum(sizes[:rank])
+        part = SharedBatch(self.images[own], self.labels[positions], self.rows[positions])
+        part.shares = self.shares._replace(sizes=tuple(torch.bincount(owner, minlength=len(sizes)).tolist()))
+        return part
 
 
 def gather(

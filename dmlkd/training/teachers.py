@@ -14,7 +14,6 @@ from dmlkd.errors import UserError
 from dmlkd.models import ClassifyingModel, EmbeddingModel
 from dmlkd.signals import Need
 from dmlkd.training.loading import earlier_fit, load_network, named_run
-from dmlkd.training.processes import Processes
 
 LEFT_OUT = "left_out.csv"
 """File of a run folder: the rows of the training images that the run did not train on."""
@@ -79,12 +78,10 @@ def out_of_fold(
         chunk_size: how many images one runs on at a time; None: on its whole part of the batch.
 
     Raises:
-        UserError: if a fit is not there, it left out other images, or several processes train.
+        UserError: if a fit is not there, or it left out other images.
     """
     if not fits:
         raise UserError("fits must name at least one earlier fit, got none")
-    if Processes.now().several:
-        raise UserError("out_of_fold teaches in one process alone: its networks see the images of the whole batch")
     folders = [earlier_fit(fit, runs) for fit in fits]
     teaches = _left_out_by(folders, paths)
     networks = {

@@ -14,8 +14,9 @@ from lightning import Callback
 from dmlkd.config import load_config
 from dmlkd.data import ClassBalancedBatchSampler
 from dmlkd.data.sampling import Rows
+from dmlkd.files import write_csv, write_json
 from dmlkd.training import fit
-from dmlkd.training.building import build
+from dmlkd.training.building import Parts, build
 from dmlkd.training.processes import Processes, together
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +51,7 @@ EQUAL = {
         "{name: subclass_spread, weight: 0.1}, {name: beta_smoothing, weight: 1}]",
         "classes={subclasses: 2, scale: 4}",
     ],
+    "out of fold": ["distill.0.teacher={name: out_of_fold, fits: [even, odd]}"],
     "head alone first": ["train.head_only_epochs=1"],
 }
 ALIKE = {
@@ -94,10 +96,11 @@ def recorded(overrides: list[str], out: Path) -> dict:
     """Losses and gradients of each step, and all weights, buffers and memories at the end; in float64."""
     config = load_config(ROOT / "configs" / "digits.yaml", [*SHORT, *overrides])[0]
     lightning.seed_everything(0, verbose=False)
-    parts = build(config)
+    _fits(out / "fits", build(config.model_copy(update={"distill": ()})))
+    lightning.seed_everything(0, verbose=False)
+    parts = build(config, out / "fits")
     sampler = Uneven(parts.data.train.targets, batch_size=48, per_class=16)
     seen = Recorder()
-    out.mkdir(exist_ok=True)
     parts.student.double()
     parts.objective.double()
     _normalise(parts.model, parts.data.train.batch(list(range(0, 900, 5))).images.double())
@@ -107,6 +110,16 @@ def recorded(overrides: list[str], out: Path) -> dict:
     tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
     generators = [torch.rand(2), torch.get_rng_state()]
     return {"losses": seen.losses, "gradients": seen.gradients, "state": tensors, "generators": generators}
+
+
+def _fits(folder: Path, parts: Parts) -> None:
+    """Two earlier fits, one of which left out the images of even rows and one the others."""
+    for number, name in enumerate(("even", "odd")):
+        parts.model.save_pretrained(folder / name / "model")
+        rows = [{"row": r, "path": path} for r, path in enumerate(parts.data.train.paths) if r % 2 == number]
+        write_csv(folder / name / "left_out.csv", rows)
+        write_json(folder / name / "metrics.json", {})
+        torch.nn.init.normal_(parts.model.head.weight)
 
 
 def _normalise(model: torch.nn.Module, images: torch.Tensor) -> None:

@@ -21,7 +21,6 @@ from dmlkd.training.building import build
 from dmlkd.training.checkpoints import CheckpointFiles, read_checkpoint
 from dmlkd.training.loading import load_run
 from dmlkd.training.measuring import evaluate_run
-from dmlkd.training.processes import Processes
 from dmlkd.training.teachers import out_of_fold
 
 PLANS = Path(__file__).parents[2] / "configs" / "plans"
@@ -322,12 +321,6 @@ def test_a_record_that_is_no_table_is_refused(folds):
 def test_a_teacher_without_fits_is_refused(folds):
     with pytest.raises(UserError, match="fits must name at least one earlier fit, got none"):
         out_of_fold(EmbeddingModel(in_channels=1), fits=[], classes=5, paths=np.array(["a"]), runs=folds)
-
-
-def test_several_processes_are_refused(folds, monkeypatch):
-    monkeypatch.setattr(Processes, "now", staticmethod(lambda: Processes(size=2)))
-    with pytest.raises(UserError, match="out_of_fold teaches in one process alone"):
-        made(folds)
 
 
 def test_a_quiet_plan_shows_nothing_also_when_it_is_resumed(tmp_path, capfd):
