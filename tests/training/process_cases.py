@@ -50,6 +50,11 @@ EQUAL = {
         "{name: subclass_spread, weight: 0.1}, {name: beta_smoothing, weight: 1}]",
         "classes={subclasses: 2, scale: 4}",
     ],
+    "deep stage, smoothing by accuracy": [
+        "distill=[{name: sfr, weight: 1, stage: 0, groups: 2}, {name: dynamic_smoothing, weight: 1, epsilon: 0.5}]",
+        "data.image_size=16",
+        "classes={scale: 4}",
+    ],
     "head alone first": ["train.head_only_epochs=1"],
 }
 ALIKE = {
