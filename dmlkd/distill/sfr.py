@@ -86,7 +86,8 @@ def descriptors(maps: Tensor, *, groups: int, side: int | None = None) -> Tensor
     """
     if side is not None and max(maps.shape[2:]) > side:
         maps = F.adaptive_avg_pool2d(maps, (min(side, maps.shape[2]), min(side, maps.shape[3])))
-    return maps.flatten(2).unflatten(1, (groups, -1)).mean(dim=2).mT
+    images, channels = maps.shape[:2]
+    return maps.reshape(images, groups, channels // groups, -1).mean(dim=2).mT
 
 
 def check_installed() -> None:
