@@ -17,7 +17,20 @@ from pathlib import Path
 from typing import Any
 
 from reproduce import ROOT, folder_of, machine
-from reproduce_posteriors import COMMON, PLAIN, WHOLE, Group, Runs, Shown, mean, table, tables, taught_by, trained
+from reproduce_posteriors import (
+    COMMON,
+    PLAIN,
+    WHOLE,
+    Group,
+    Runs,
+    Shown,
+    difference,
+    mean,
+    table,
+    tables,
+    taught_by,
+    trained,
+)
 from scipy import stats
 
 NAME = "generations"
@@ -48,6 +61,7 @@ TAUGHT_BY = {
     **{f"{kind} {n + 1}": f"{kind} {n}" if n else "plain" for kind in ("posterior", "half labels") for n in range(3)},
     "corrected": "plain",
 }
+AGAINST = {"corrected": "posterior 1", "out of fold, corrected": "out of fold", "out of fold": "without fold 0"}
 UNTAUGHT = ("Beta smoothing", "without fold 0")  # put beside the plain run: what networks of one seed share anyway
 
 
@@ -162,6 +176,18 @@ def gains(runs: Runs) -> list[tuple[float, float]]:
     return found
 
 
+def one_by_one(runs: Runs) -> str:
+    """Differences that are not from the plain run."""
+
+    def cell(pair: str, column: Shown) -> str:
+        arm, other = pair.split(" minus ")
+        values = zip(runs[arm], runs[other], strict=True)
+        return difference([column.of(one) - column.of(against) for one, against in values], column)
+
+    pairs: Runs = {f"{arm} minus {other}": [] for arm, other in AGAINST.items()}
+    return table("", pairs, cell, COLUMNS) + "\n\n"
+
+
 def settings_of(labels: list[str], found: dict[str, Runs]) -> str:
     """What was set in each arm."""
     parts = []
@@ -228,7 +254,7 @@ def write(found: dict[str, Runs]) -> None:
     where, results = machine(), ROOT / "docs" / "results"
     runs = {**found["generations"], **found["cross-fitting"]}
     measured = agreements(len(runs["plain"]))
-    section = fidelity_section(runs, measured)
+    section = one_by_one(runs) + fidelity_section(runs, measured)
     pages = {
         "generations": ("Generations", ["generations", "cross-fitting"], section),
         "sfr": ("Shallow stages taught by the deep one", ["sfr", "sfr-weights"], ""),
