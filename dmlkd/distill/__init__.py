@@ -32,7 +32,7 @@ from dmlkd.distill.posteriors import (
 )
 from dmlkd.distill.remembered_posterior import RememberedPosteriorTeacher, ps_kd
 from dmlkd.distill.schedules import After, Constant, Cosine, LinearRamp, Schedule, WarmUp
-from dmlkd.distill.sfr import SelfFeatureRegularization, descriptors, transport_cost
+from dmlkd.distill.sfr import SelfFeatureRegularization, local_descriptors, transport_cost
 from dmlkd.distill.subclasses import SubclassDistillation, SubclassSpread, subclass_spread
 from dmlkd.distill.teachers import (
     FrozenTeacher,
@@ -87,10 +87,10 @@ __all__ = [
     "WiderHeadsTeacher",
     "adversarial_losses",
     "bsd",
-    "descriptors",
     "diffused_lists",
     "divergence_from_lists",
     "listwise_divergence",
+    "local_descriptors",
     "mixed_cross_entropy",
     "mutual_divergence",
     "neighbour_logits",

@@ -69,7 +69,7 @@ def transport_cost(
         return loss
 
 
-def descriptors(maps: Tensor, *, groups: int, side: int | None = None) -> Tensor:
+def local_descriptors(maps: Tensor, *, groups: int, side: int | None = None) -> Tensor:
     """Local descriptors of feature maps: a vector a place, each of its numbers the mean of a group of channels.
 
     Args:
@@ -80,7 +80,7 @@ def descriptors(maps: Tensor, *, groups: int, side: int | None = None) -> Tensor
     Returns:
         (B, H W, G).
 
-    >>> descriptors(torch.arange(8.0).view(1, 4, 1, 2), groups=2)
+    >>> local_descriptors(torch.arange(8.0).view(1, 4, 1, 2), groups=2)
     tensor([[[1., 5.],
              [2., 6.]]])
     """
@@ -104,7 +104,7 @@ class SelfFeatureRegularization(DistillationMethod):
     r"""Pull the local descriptors of an inner stage to those of the deepest: :func:`transport_cost` as a method.
 
     Fan and Hou 2021, https://arxiv.org/abs/2103.07350. Channels are brought to as many on both sides: groups of
-    consecutive channels, averaged (:func:`descriptors`). With more shallow channels than deep ones, several shallow
+    consecutive channels, averaged (:func:`local_descriptors`). With more shallow channels than deep ones, several shallow
     ones learn one deep one, as published; where the deep stage has more, as in a ResNet, its channels are averaged too.
 
     Args:
@@ -146,7 +146,9 @@ class SelfFeatureRegularization(DistillationMethod):
 
     def forward(self, *, shallow: Tensor, deep: Tensor) -> Tensor:
         """Return the loss, a scalar, of feature maps (B, C, H, W) of two stages; no gradient reaches the deep one's."""
-        small, target = (descriptors(maps, groups=self.groups, side=self.side) for maps in (shallow, deep.detach()))
+        small, target = (
+            local_descriptors(maps, groups=self.groups, side=self.side) for maps in (shallow, deep.detach())
+        )
         return transport_cost(shallow=small, deep=target, epsilon=self.epsilon, iterations=self.iterations)
 
     @override

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmlkd import Batch, Signals
-from dmlkd.distill import SelfFeatureRegularization, descriptors, sfr, transport_cost
+from dmlkd.distill import SelfFeatureRegularization, local_descriptors, sfr, transport_cost
 from dmlkd.errors import UserError
 
 pytest.importorskip("ot", reason="POT is not installed: pip install 'dmlkd[ot]'")
@@ -133,7 +133,7 @@ def test_no_random_numbers_are_drawn():
 @given(st.integers(1, 3), st.sampled_from([1, 2, 3, 6]), st.integers(1, 4), st.integers(1, 4))
 def test_a_descriptor_is_the_mean_of_each_group_of_channels_at_a_place(images, groups, height, width):
     maps = drawn(images, 6, height, width, seed=0)
-    found, size = descriptors(maps, groups=groups), 6 // groups
+    found, size = local_descriptors(maps, groups=groups), 6 // groups
     assert found.shape == (images, height * width, groups)
     for i in range(images):
         for h in range(height):
@@ -145,10 +145,10 @@ def test_a_descriptor_is_the_mean_of_each_group_of_channels_at_a_place(images, g
 
 def test_large_maps_are_averaged_to_a_side_and_small_ones_left():
     maps = drawn(1, 2, 8, 8, seed=0)
-    found = descriptors(maps, groups=2, side=4)
+    found = local_descriptors(maps, groups=2, side=4)
     assert found[0, 5, 1].item() == pytest.approx(maps[0, 1, 2:4, 2:4].mean().item())
-    assert torch.equal(descriptors(maps, groups=2, side=8), descriptors(maps, groups=2))
-    assert descriptors(maps[:, :, :3], groups=2, side=4).shape == (1, 12, 2)
+    assert torch.equal(local_descriptors(maps, groups=2, side=8), local_descriptors(maps, groups=2))
+    assert local_descriptors(maps[:, :, :3], groups=2, side=4).shape == (1, 12, 2)
 
 
 @pytest.mark.parametrize(("stages", "groups"), [((4, 8, 8), 8), ((4, 16, 8), 8), ((4, 6, 8), 2)])
@@ -162,7 +162,7 @@ def test_as_a_method_it_pulls_one_stage_and_holds_the_deepest():
     batch = Batch(torch.zeros(3, 1, 1, 1), torch.arange(3), torch.arange(3))
     loss = method.from_signals(batch=batch, student=Signals(torch.ones(3, 1), stages=maps), teacher=None)
     loss.backward()
-    small, target = (descriptors(m.detach(), groups=3, side=3) for m in maps[1:])
+    small, target = (local_descriptors(m.detach(), groups=3, side=3) for m in maps[1:])
     assert loss.item() == pytest.approx(transport_cost(shallow=small, deep=target, epsilon=0.2).item())
     assert maps[0].grad is None
     assert maps[1].grad.abs().min() > 0
