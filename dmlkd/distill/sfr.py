@@ -104,8 +104,9 @@ class SelfFeatureRegularization(DistillationMethod):
     r"""Pull the local descriptors of an inner stage to those of the deepest: :func:`transport_cost` as a method.
 
     Fan and Hou 2021, https://arxiv.org/abs/2103.07350. Channels are brought to as many on both sides: groups of
-    consecutive channels, averaged (:func:`local_descriptors`). With more shallow channels than deep ones, several shallow
-    ones learn one deep one, as published; where the deep stage has more, as in a ResNet, its channels are averaged too.
+    consecutive channels, averaged (:func:`local_descriptors`). With more shallow channels than deep ones, several
+    shallow ones learn one deep one, as published; where the deep stage has more, as in a ResNet, its channels are
+    averaged too.
 
     Args:
         stages: channels of each stage of the trunk, shallow to deep.
