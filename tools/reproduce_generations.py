@@ -62,7 +62,7 @@ TAUGHT_BY = {
     "corrected": "plain",
 }
 AGAINST = {"corrected": "posterior 1", "out of fold, corrected": "out of fold", "out of fold": "without fold 0"}
-UNTAUGHT = ("Beta smoothing", "without fold 0")  # put beside the plain run: what networks of one seed share anyway
+UNTAUGHT = ("Beta smoothing",)  # put beside the plain run: what networks of one seed share anyway
 
 
 def mixed(run: str) -> str:
