@@ -1,4 +1,4 @@
-"""Class posteriors measured: accuracy, calibration, and how well confidence ranks. Logits and labels in, scores out."""
+"""Class posteriors measured: accuracy, calibration, confidence and its order. Logits and labels in, scores out."""
 
 from typing import NamedTuple
 
@@ -19,6 +19,9 @@ class PosteriorScores(NamedTuple):
         brier: mean squared distance of posterior and one-hot label, from 0 to 2.
         aurc: area under the risk-coverage curve (:func:`area_under_risk_coverage`).
         confidence: mean confidence; above ``top1`` the posteriors are too sure, below it not sure enough.
+        entropy: mean entropy of the posteriors, in nats: predictive uncertainty.
+        spread: standard deviation of the confidence over the images.
+        label_spread: standard deviation of the label's probability over the images: predictive diversity.
     """
 
     top1: float
@@ -29,6 +32,9 @@ class PosteriorScores(NamedTuple):
     brier: float
     aurc: float
     confidence: float
+    entropy: float
+    spread: float
+    label_spread: float
 
 
 def measure_posteriors(*, logits: Tensor, labels: Tensor, bins: int = 15) -> PosteriorScores:
@@ -39,6 +45,11 @@ def measure_posteriors(*, logits: Tensor, labels: Tensor, bins: int = 15) -> Pos
     :math:`\sum_b \frac{|B_b|}{N} \left|\mathrm{acc}(B_b) - \mathrm{conf}(B_b)\right|` over bins of equal width, closed
     below, a confidence of exactly 1 in a bin of its own. The Brier score is :math:`\frac{1}{N} \sum_i \lVert p_i -
     \mathrm{onehot}(y_i) \rVert^2` (Brier 1950, as he wrote it: not halved, not divided by C).
+
+    Entropy, :math:`\frac{1}{N} \sum_i -\sum_c p_{ic} \log p_{ic}`, and the spread of confidence are what Zhang and
+    Sabuncu 2020 (https://arxiv.org/abs/2006.05065) follow over generations. They report diversity as the differential
+    entropy of the confidence, which has to be estimated; a standard deviation says as much of one generation against
+    another, and does not.
 
     Args:
         logits: (N, C) class scores, N and C at least 1.
@@ -57,6 +68,7 @@ def measure_posteriors(*, logits: Tensor, labels: Tensor, bins: int = 15) -> Pos
     _check(logits, labels, bins)
     scores, classes = logits.detach().double(), logits.shape[1]
     posteriors = scores.softmax(dim=1)
+    of_labels = posteriors.gather(1, labels[:, None]).squeeze(1)
     confidences, predictions = posteriors.max(dim=1)
     correct = predictions == labels
 
@@ -73,6 +85,9 @@ def measure_posteriors(*, logits: Tensor, labels: Tensor, bins: int = 15) -> Pos
         brier=float((posteriors - F.one_hot(labels, classes)).square().sum(dim=1).mean()),
         aurc=area_under_risk_coverage(confidences=confidences, correct=correct),
         confidence=float(confidences.mean()),
+        entropy=float(torch.special.entr(posteriors).sum(dim=1).mean()),
+        spread=float(confidences.std(correction=0)),
+        label_spread=float(of_labels.std(correction=0)),
     )
 
 

@@ -69,6 +69,8 @@ METHODS = {
     "kddg": MethodEntry(
         "dmlkd.distill:GradientFilteredDistillation", teacher="finished_run", schedule="constant", classes=True
     ),
+    "dynamic_smoothing": MethodEntry("dmlkd.distill:DynamicSmoothing", teacher=None, schedule="constant", classes=True),
+    "label_mixing": MethodEntry("dmlkd.distill:LabelMixing", teacher="finished_run", schedule="constant", classes=True),
     "lsd": MethodEntry("dmlkd.distill:ListwiseSelfDistillation", teacher="previous_epoch", schedule="linear_ramp"),
     "obd_sd": MethodEntry("dmlkd.distill:OnlineBatchDiffusion", teacher="previous_epoch", schedule="linear_ramp"),
     "posterior": MethodEntry(
@@ -77,6 +79,7 @@ METHODS = {
     "ps_kd": MethodEntry("dmlkd.distill:ps_kd", teacher="remembered_posterior", schedule="constant", classes=True),
     "s2sd": MethodEntry("dmlkd.distill:ListwiseSelfDistillation", teacher="wider_heads", schedule="constant"),
     "sd_dropout": MethodEntry("dmlkd.distill:SelfDistillationDropout", teacher=None, schedule="constant", classes=True),
+    "sfr": MethodEntry("dmlkd.distill:SelfFeatureRegularization", teacher=None, schedule="constant"),
     "skd": MethodEntry("dmlkd.distill:skd", teacher="class_geometry", schedule="constant", classes=True),
     "subclass": MethodEntry(
         "dmlkd.distill:SubclassDistillation", teacher="finished_run", schedule="constant", classes=True
@@ -106,6 +109,9 @@ SCHEDULES = {
     "linear_ramp": "dmlkd.distill:LinearRamp",
     "warm_up": "dmlkd.distill:WarmUp",
 }
+
+# Arguments of methods that are schedules, given by name as a term's own is.
+METHOD_SCHEDULES = frozenset({"growth"})
 
 # Arguments of pytorch-metric-learning's classes that are objects of its own, and the module their classes are in.
 PML_PARTS = {

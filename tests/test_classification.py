@@ -34,6 +34,11 @@ def naive_aurc(confidences, correct):
     return total / len(confidences)
 
 
+def naive_spread(values):
+    middle = sum(values) / len(values)
+    return math.sqrt(sum((value - middle) ** 2 for value in values) / len(values))
+
+
 def naive(logits, labels, bins):
     rows = [[math.exp(o - max(row)) for o in row] for row in logits.tolist()]
     rows = [[p / sum(row) for p in row] for row in rows]
@@ -53,6 +58,9 @@ def naive(logits, labels, bins):
         "brier": sum((p - (c == y)) ** 2 for row, y in zip(rows, labels, strict=True) for c, p in enumerate(row)) / n,
         "aurc": naive_aurc(confidences, correct),
         "confidence": sum(confidences) / n,
+        "entropy": -sum(p * math.log(p) for row in rows for p in row if p > 0) / n,
+        "spread": naive_spread(confidences),
+        "label_spread": naive_spread([row[y] for row, y in zip(rows, labels, strict=True)]),
     }
 
 
@@ -132,11 +140,14 @@ def test_aurc_is_the_error_rate_where_confidence_says_nothing_and_least_where_it
     assert area_under_risk_coverage(confidences=torch.arange(8), correct=correct) > 0.25
 
 
+SURE = {"entropy": 0, "spread": 0, "label_spread": 0}  # of posteriors that are all one-hot
+
+
 def test_sure_and_right_is_perfect_and_sure_and_wrong_the_worst():
     logits, labels = 1000 * torch.eye(6), torch.arange(6)
     right = measure_posteriors(logits=logits, labels=labels)
     assert right._asdict() == pytest.approx(
-        {"top1": 1, "top5": 1, "ece": 0, "adaptive_ece": 0, "nll": 0, "brier": 0, "aurc": 0, "confidence": 1}
+        {"top1": 1, "top5": 1, "ece": 0, "adaptive_ece": 0, "nll": 0, "brier": 0, "aurc": 0, "confidence": 1, **SURE}
     )
     wrong = measure_posteriors(logits=logits, labels=labels.roll(1))
     assert wrong._asdict() == pytest.approx(
@@ -149,8 +160,23 @@ def test_sure_and_right_is_perfect_and_sure_and_wrong_the_worst():
             "brier": 2,
             "aurc": 1,
             "confidence": 1,
+            **SURE,
         }
     )
+
+
+@pytest.mark.parametrize("classes", [2, 7])
+def test_entropy_is_that_of_the_uniform_posterior_where_nothing_is_known(classes):
+    found = measure_posteriors(logits=torch.zeros(5, classes), labels=torch.arange(5) % classes)
+    assert found.entropy == pytest.approx(math.log(classes))
+    assert (found.spread, found.label_spread) == (0, 0)
+
+
+def test_being_wrong_and_sure_of_some_images_spreads_the_labels_probability_and_not_the_confidence():
+    logits, labels = 1000 * torch.eye(4), torch.tensor([0, 1, 3, 2])
+    found = measure_posteriors(logits=logits, labels=labels)
+    assert found.spread == 0
+    assert found.label_spread == pytest.approx(0.5)
 
 
 def test_fewer_than_five_classes_are_all_among_the_five_highest():

@@ -5,10 +5,10 @@
     python tools/reproduce_posteriors.py --only list
 
 Every arm of a group is the group's recipe with a few settings changed, trained with the same seeds; the first is the
-baseline. ARM in angle brackets in a setting stands for the run folder of that arm with the same seed, which is trained
-first. Finished runs are kept under runs/reproduce/class-posteriors/ and not repeated, so a broken experiment goes on
-where it was and a new arm costs only its own runs. With --arm those arms and the ones that they name are trained, and
-the scores of the others are those of the JSON. Writes docs/results/class-posteriors.{json,md}.
+baseline. <ARM> in a setting stands for the run folder of that arm with the same seed, which is trained first; <fit ARM>
+for that folder's name. Finished runs are kept under runs/reproduce/class-posteriors/ and not repeated, so a broken
+experiment goes on where it was and a new arm costs only its own runs. With --arm those arms and the ones that they name
+are trained, and the scores of the others are those of the JSON. Writes docs/results/class-posteriors.{json,md}.
 
 Epochs and the learning rate of the class weights are longer and higher than the recipe's. They were chosen by the top-1
 of the plain loss on held-out training images with seed 100, which no table uses.
@@ -231,7 +231,7 @@ COLUMNS = (
 )
 
 Runs = dict[str, list[dict[str, Any]]]
-NAMED = re.compile(r"<([^<>]+)>")
+NAMED = re.compile(r"<(fit )?([^<>]+)>")
 
 
 def mean(values: list[float], column: Shown) -> str:
@@ -251,17 +251,17 @@ def difference(differences: list[float], column: Shown) -> str:
     return f"**{shown}**" if low > 0 or high < 0 else shown
 
 
-def table(title: str, runs: Runs, cell: Callable[[str, Shown], str]) -> str:
+def table(title: str, runs: Runs, cell: Callable[[str, Shown], str], columns: tuple[Shown, ...]) -> str:
     """A row an arm, a column a measure."""
     lines = [
-        f"| {title} | " + " | ".join(column.heading for column in COLUMNS) + " |",
-        "|---" * (len(COLUMNS) + 1) + "|",
+        f"| {title} | " + " | ".join(column.heading for column in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
     ]
-    lines += [f"| {arm} | " + " | ".join(cell(arm, column) for column in COLUMNS) + " |" for arm in runs]
+    lines += [f"| {arm} | " + " | ".join(cell(arm, column) for column in columns) + " |" for arm in runs]
     return "\n".join(lines)
 
 
-def tables(runs: Runs) -> str:
+def tables(runs: Runs, columns: tuple[Shown, ...] = COLUMNS) -> str:
     """The scores of each arm, and their differences from those of the first."""
     baseline, *others = runs
 
@@ -272,44 +272,50 @@ def tables(runs: Runs) -> str:
         pairs = zip(values(arm, column), values(baseline, column), strict=True)
         return difference([one - other for one, other in pairs], column)
 
-    scores = table("", runs, lambda arm, column: mean(values(arm, column), column))
-    return scores + "\n\n" + table(f"minus {baseline}", {arm: runs[arm] for arm in others}, differences)
+    scores = table("", runs, lambda arm, column: mean(values(arm, column), column), columns)
+    return scores + "\n\n" + table(f"minus {baseline}", {arm: runs[arm] for arm in others}, differences, columns)
 
 
 def narrowed(group: Group, arms: list[str]) -> Group:
     """The group with some of its arms alone, and those whose runs they name."""
-    named = {name for arm in arms if arm in group.arms for one in group.arms[arm] for name in NAMED.findall(one)}
+    named = {name[2] for arm in arms if arm in group.arms for one in group.arms[arm] for name in NAMED.finditer(one)}
     return replace(group, arms={arm: how for arm, how in group.arms.items() if arm in named | set(arms)})
 
 
-def jobs_of(group: Group, seeds: int) -> dict[tuple[str, int], Job]:
-    """The runs of a group by arm and seed."""
+def jobs_of(group: Group, seeds: int, name: str = NAME) -> dict[tuple[str, int], Job]:
+    """The runs of a group by arm and seed, kept under a name."""
 
     def settings(overrides: tuple[str, ...], seed: int) -> tuple[str, ...]:
-        return tuple(NAMED.sub(lambda named: str(folder_of(NAME, named[1], seed)), one) for one in overrides)
+        def put(named: re.Match[str]) -> str:
+            folder = folder_of(name, named[2], seed)
+            return folder.name if named[1] else str(folder)
+
+        return tuple(NAMED.sub(put, one) for one in overrides)
 
     return {
-        (arm, seed): (NAME, arm, seed, settings((*group.common, *overrides), seed), group.config)
+        (arm, seed): (name, arm, seed, settings((*group.common, *overrides), seed), group.config)
         for seed in range(group.first_seed, group.first_seed + seeds)
         for arm, overrides in group.arms.items()
     }
 
 
-def trained(groups: dict[str, Group], *, seeds: int | None, processes: int) -> dict[str, Runs]:
+def trained(groups: dict[str, Group], *, seeds: int | None, processes: int, name: str = NAME) -> dict[str, Runs]:
     """Every run of some groups, those that others name first."""
     jobs = {
         (label, *place): job
         for label, group in groups.items()
-        for place, job in jobs_of(group, seeds or group.seeds).items()
+        for place, job in jobs_of(group, seeds or group.seeds, name).items()
     }
 
-    def waits(place: tuple[str, str, int]) -> bool:
-        label, arm, _ = place
-        return any(NAMED.search(override) for override in groups[label].arms[arm])
+    def waits(group: Group, arm: str) -> int:
+        """How many runs have to come one after another before this arm's."""
+        named = {found[2] for override in group.arms[arm] for found in NAMED.finditer(override)}
+        return 1 + max(waits(group, other) for other in named) if named else 0
 
     found: dict[tuple[str, str, int], dict[str, Any]] = {}
-    for later in (False, True):
-        wave = {place: job for place, job in jobs.items() if waits(place) == later}
+    rounds = {place: waits(groups[place[0]], place[1]) for place in jobs}
+    for number in range(max(rounds.values()) + 1):
+        wave = {place: job for place, job in jobs.items() if rounds[place] == number}
         if processes == 1:
             found |= {place: run_once(job) for place, job in wave.items()}
             continue

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dmlkd.cli.output import print_left_out, print_scores, print_seen
+from dmlkd.cli.output import print_left_out, print_scores, print_seen, print_seen_of_fits
 from dmlkd.errors import ConfigError
 from dmlkd.launching import launcher
 
@@ -119,7 +119,9 @@ def _print(metrics: dict[str, Any], folder: Path) -> None:
     test = metrics["data"]["test"]
     print_scores(f"Retrieval among {test['images']} images of {test['classes']} unseen classes, in %", rows)
     print_left_out(metrics["data"]["test_queries_left_out"])
-    if "seen" in metrics:
+    if fits and (seen := {name: found["seen"] for name, found in fits.items() if "seen" in found}):
+        print_seen_of_fits(seen)
+    elif "seen" in metrics:
         print_seen(metrics["seen"])
     print(f"{'plan' if fits else 'run'} folder: {folder}")
 

@@ -1,6 +1,6 @@
 """The configuration of a run: sections, reading and checking."""
 
-from dmlkd.config.load import checked_data, load_config, nested_part
+from dmlkd.config.load import checked_data, load_config, nested_part, schedules_within
 from dmlkd.config.plan import PlanConfig, PlanFit, load_training
 from dmlkd.config.schema import (
     ClassesConfig,
@@ -33,4 +33,5 @@ __all__ = [
     "load_training",
     "nested_part",
     "parameters",
+    "schedules_within",
 ]

@@ -1,7 +1,7 @@
 """Reading a configuration file: YAML, ``--set``, and the check of every name and argument before anything is built."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,10 +170,19 @@ def nested_part(value: Any, path: Keys) -> Part:
 
 def _check_term(term: TermConfig, path: Keys) -> None:
     entry = registry.lookup(registry.METHODS, "self-distillation method", term.name, (*path, "name"))
-    checked(registry.load(entry.method), term.arguments, path, supplied=SUPPLIED_TO_TERMS)
+    method = registry.load(entry.method)
+    schedules = schedules_within(method, term.arguments, path)
+    rest = {key: value for key, value in term.arguments.items() if key not in schedules}
+    checked(method, rest, path, supplied=(*SUPPLIED_TO_TERMS, *schedules))
     if term.teacher:
         teacher = registry.lookup(registry.TEACHERS, "teacher", term.teacher.name, (*path, "teacher"))
         checked(teacher, term.teacher.arguments, (*path, "teacher"), supplied=SUPPLIED_TO_TERMS)
-    if term.schedule:
-        schedule = registry.lookup(registry.SCHEDULES, "schedule", term.schedule.name, (*path, "schedule"))
-        checked(schedule, term.schedule.arguments, (*path, "schedule"))
+    for key, part in {**schedules, **({"schedule": term.schedule} if term.schedule else {})}.items():
+        schedule = registry.lookup(registry.SCHEDULES, "schedule", part.name, (*path, key))
+        checked(schedule, part.arguments, (*path, key))
+
+
+def schedules_within(method: Callable[..., Any], arguments: Mapping[str, Any], path: Keys) -> dict[str, Part]:
+    """Those of a method's arguments that are schedules, chosen by name."""
+    taken = registry.METHOD_SCHEDULES & parameters(method).keys()
+    return {key: nested_part(value, (*path, key)) for key, value in arguments.items() if key in taken}

@@ -11,6 +11,7 @@ from dmlkd.distill.corrected import CorrectedDistillation
 from dmlkd.distill.cross_fitting import OutOfFoldTeacher
 from dmlkd.distill.diffusion import OnlineBatchDiffusion, diffused_lists
 from dmlkd.distill.dropout import SelfDistillationDropout, mutual_divergence
+from dmlkd.distill.dynamic_smoothing import DynamicSmoothing
 from dmlkd.distill.evidence import EvidenceTeacher, bsd, updated_means
 from dmlkd.distill.functional import divergence_from_lists, listwise_divergence
 from dmlkd.distill.geometry import ClassGeometryTeacher, neighbour_logits, skd
@@ -31,6 +32,7 @@ from dmlkd.distill.posteriors import (
 )
 from dmlkd.distill.remembered_posterior import RememberedPosteriorTeacher, ps_kd
 from dmlkd.distill.schedules import After, Constant, Cosine, LinearRamp, Schedule, WarmUp
+from dmlkd.distill.sfr import SelfFeatureRegularization, local_descriptors, transport_cost
 from dmlkd.distill.subclasses import SubclassDistillation, SubclassSpread, subclass_spread
 from dmlkd.distill.teachers import (
     FrozenTeacher,
@@ -54,6 +56,7 @@ __all__ = [
     "Cosine",
     "CrossEntropy",
     "DistillationMethod",
+    "DynamicSmoothing",
     "EvidenceTeacher",
     "FrozenTeacher",
     "GradientFilteredDistillation",
@@ -75,6 +78,7 @@ __all__ = [
     "RowMemory",
     "Schedule",
     "SelfDistillationDropout",
+    "SelfFeatureRegularization",
     "SnapshotTeacher",
     "SubclassDistillation",
     "SubclassSpread",
@@ -86,6 +90,7 @@ __all__ = [
     "diffused_lists",
     "divergence_from_lists",
     "listwise_divergence",
+    "local_descriptors",
     "mixed_cross_entropy",
     "mutual_divergence",
     "neighbour_logits",
@@ -97,5 +102,6 @@ __all__ = [
     "skd",
     "smoothed_cross_entropy",
     "subclass_spread",
+    "transport_cost",
     "updated_means",
 ]

@@ -194,8 +194,8 @@ class LabelMixing(LabelledPosteriors):
     :func:`mixed_cross_entropy` as a method. While the teacher has nothing to teach yet, the target is the label.
 
     Args:
-        share: a, from 0 to 1.
-        growth: factor on the share for each epoch.
+        share: a, the teacher's, from 0 to 1.
+        growth: factor on the share for each epoch; None: 1.
 
     Raises:
         ValueError: for a bad share, naming it.

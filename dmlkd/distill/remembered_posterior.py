@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from dmlkd.distill.posterior_memory import PosteriorMemory, one_hot_logs
 from dmlkd.distill.posteriors import LabelMixing, wide
-from dmlkd.distill.schedules import LinearRamp
+from dmlkd.distill.schedules import LinearRamp, Schedule
 from dmlkd.distill.teachers import Lesson, Teacher
 from dmlkd.signals import Batch, Need, Signals
 
@@ -72,7 +72,7 @@ class RememberedPosteriorTeacher(Teacher):
         return Lesson((Signals(student.embeddings.detach(), logits=taught),))
 
 
-def ps_kd(*, share: float = 0.8) -> LabelMixing:
+def ps_kd(*, share: float = 0.8, growth: Schedule | None = None) -> LabelMixing:
     r"""The target and comparison of PS-KD (Kim et al. 2021, https://arxiv.org/abs/2006.12000).
 
     .. math:: L = \mathrm{CE}(t_i, p_i), \quad t_i = (1 - a_e)\, \mathrm{onehot}(y_i) + a_e\, \tilde p_i,
@@ -82,8 +82,9 @@ def ps_kd(*, share: float = 0.8) -> LabelMixing:
 
     Args:
         share: a_E, the teacher's share in the last epoch, from 0 to 1.
+        growth: factor on the share for each epoch; None: (e + 1) / E, as published.
 
     Raises:
         ValueError: for a bad share, naming it.
     """
-    return LabelMixing(share=share, growth=LinearRamp(ends_full=True))
+    return LabelMixing(share=share, growth=growth or LinearRamp(ends_full=True))

@@ -13,13 +13,23 @@ from pytorch_metric_learning.losses.mixins import WeightMixin
 from torch import nn
 
 from dmlkd import registry
-from dmlkd.config import ClassesConfig, Part, RunConfig, TermConfig, TrainConfig, checked, nested_part, parameters
+from dmlkd.config import (
+    ClassesConfig,
+    Part,
+    RunConfig,
+    TermConfig,
+    TrainConfig,
+    checked,
+    nested_part,
+    parameters,
+    schedules_within,
+)
 from dmlkd.data import (
     ClassBalancedBatchSampler,
     DataSplits,
     ImageDataset,
 )
-from dmlkd.distill import CrossEntropy, Schedule, Teacher
+from dmlkd.distill import CrossEntropy, DistillationMethod, Schedule, Teacher
 from dmlkd.errors import ConfigError, UserError
 from dmlkd.models import ClassHead, ClassifyingModel, ClassScores, EmbeddingModel
 from dmlkd.training.building_data import build_data
@@ -235,13 +245,11 @@ def _terms(configs: tuple[TermConfig, ...], supplies: Mapping[str, Any]) -> list
     for index, config in enumerate(configs):
         path: Keys = ("distill", index)
         entry = registry.lookup(registry.METHODS, "self-distillation method", config.name, path)
-        method = _supplied(registry.load(entry.method), config.arguments, path, supplies)
+        method = _method(registry.load(entry.method), config.arguments, path, supplies)
         teacher = config.teacher or (Part(name=entry.teacher) if entry.teacher else None)
         if teacher is not None and (key := teacher.model_dump_json()) not in teachers:
             kind = registry.lookup(registry.TEACHERS, "teacher", teacher.name, (*path, "teacher"))
             teachers[key] = _supplied(kind, teacher.arguments, (*path, "teacher"), supplies)
-        schedule = config.schedule or Part(name=entry.schedule)
-        curve: type[Schedule] = registry.lookup(registry.SCHEDULES, "schedule", schedule.name, (*path, "schedule"))
         terms.append(
             _built(
                 Term,
@@ -250,11 +258,25 @@ def _terms(configs: tuple[TermConfig, ...], supplies: Mapping[str, Any]) -> list
                 method=method,
                 teacher=None if teacher is None else teachers[key],
                 weight=config.weight,
-                schedule=_built(curve, schedule.arguments, (*path, "schedule")),
+                schedule=_schedule(config.schedule or Part(name=entry.schedule), (*path, "schedule")),
                 name=config.name if names.count(config.name) == 1 else f"{config.name}_{index}",
             )
         )
     return terms
+
+
+def _method(
+    target: Callable[..., DistillationMethod], arguments: Mapping[str, Any], path: Keys, supplies: Mapping[str, Any]
+) -> DistillationMethod:
+    """A method with its arguments, of which some are schedules by name."""
+    curves = {key: _schedule(part, (*path, key)) for key, part in schedules_within(target, arguments, path).items()}
+    rest = {key: value for key, value in arguments.items() if key not in curves}
+    return _supplied(target, rest, path, {**supplies, **curves})
+
+
+def _schedule(part: Part, path: Keys) -> Schedule:
+    curve: type[Schedule] = registry.lookup(registry.SCHEDULES, "schedule", part.name, path)
+    return _built(curve, part.arguments, path)
 
 
 def _supplied(target: Callable[..., T], arguments: Mapping[str, Any], path: Keys, supplies: Mapping[str, Any]) -> T:

@@ -20,6 +20,9 @@ from dmlkd.training.running import begin, check_free, go_on, resumable, seeded_p
 from dmlkd.training.settings import check_settings, checkpointed_trunk
 from dmlkd.training.stopping import Stop
 
+OF_FITS = ("test", "val", "epoch", "seen")
+"""What a plan's ``metrics.json`` repeats of each fit's, where it is there."""
+
 
 @dataclass(frozen=True)
 class PlanResult:
@@ -120,7 +123,7 @@ def _carried_out(plan: PlanConfig, out: Path, stop: Stop, parts: dict[str, Parts
         results[fit.name] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     metrics = {
         **results[plan.fits[-1].name],
-        "fits": {name: {key: found[key] for key in ("test", "val", "epoch")} for name, found in results.items()},
+        "fits": {name: {key: found[key] for key in OF_FITS if key in found} for name, found in results.items()},
     }
     Processes.now().from_first(lambda: write_json(out / "metrics.json", metrics))
     return PlanResult(out, metrics)

@@ -96,3 +96,32 @@ def test_a_plan_whose_last_fit_is_not_there_yet_is_said(dmlkd, tmp_path):
     (tmp_path / "plan.yaml").write_text("plan: [{name: a}]")
     code, _, err = dmlkd("eval", "--run", tmp_path)
     assert (code, err) == (2, f"error: {tmp_path}/fits/a is not a finished run: it has no config.yaml\n")
+
+
+GENERATIONS = """
+data: {name: digits, image_size: 8, transform: plain, validation: 0, held_out_images: 0.25}
+model: {backbone: convnet4, dim: 8, backbone_args: {width: 4}}
+metric_loss: NormalizedSoftmaxLoss
+train: {epochs: 1, batch_size: 80, per_class: 16, lr: 1e-2}
+plan:
+  - name: first
+  - name: generation
+    repeat: 2
+    metric_weight: 0
+    distill: [{name: label_mixing, weight: 1, share: 0.5, teacher: {name: finished_run, fit: previous}}]
+"""
+
+
+def test_a_plan_says_of_each_generation_what_its_class_scores_are_like(dmlkd, tmp_path):
+    config, folder = tmp_path / "plan.yaml", tmp_path / "generations"
+    config.write_text(GENERATIONS)
+    code, out, _ = dmlkd("train", "--config", config, "--out", folder)
+    assert code == 0
+    _, table = out.split("Class scores on held-out images of the training classes")
+    found = json.loads((folder / "metrics.json").read_text())["fits"]
+    assert list(found) == ["first", "generation-1", "generation-2"]
+    for name, fit in found.items():
+        assert fit["seen"] == json.loads((folder / "fits" / name / "metrics.json").read_text())["seen"]
+        row = next(line.split() for line in table.splitlines() if line.strip().startswith(name))
+        assert row[1:] == [f"{value:.3f}" for value in fit["seen"].values()]
+    assert len({fit["seen"]["entropy"] for fit in found.values()}) == 3

@@ -52,6 +52,11 @@ EQUAL = {
         "classes={subclasses: 2, scale: 4}",
     ],
     "out of fold": ["distill.0.teacher={name: out_of_fold, fits: [even, odd]}"],
+    "deep stage, smoothing by accuracy": [
+        "distill=[{name: sfr, weight: 1, stage: 0, groups: 2}, {name: dynamic_smoothing, weight: 1, epsilon: 0.5}]",
+        "data.image_size=16",
+        "classes={scale: 4}",
+    ],
     "head alone first": ["train.head_only_epochs=1"],
 }
 ALIKE = {

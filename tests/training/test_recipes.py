@@ -15,6 +15,7 @@ from dmlkd.training.fitting import optimizer
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = sorted((CONFIGS / "omniglot-small").glob("*.yaml"))
 METHODS = sorted((CONFIGS / "methods").glob("*.yaml"))
+PLANS = sorted((CONFIGS / "plans").glob("omniglot-*.yaml"))  # those of the digits have tests of their own
 FAMILIES = {
     "contrastive",
     "margin",
@@ -59,7 +60,7 @@ def built(omniglot, monkeypatch, tmp_path):
     return build_last
 
 
-@pytest.mark.parametrize("path", [*RECIPES, *METHODS], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*RECIPES, *METHODS, *PLANS], ids=lambda path: path.stem)
 def test_a_recipe_trains_for_a_few_steps(path, built):
     config, parts = built(path)
     student, objective = parts.student, parts.objective

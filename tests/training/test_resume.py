@@ -82,6 +82,10 @@ KINDS = {
         "distill=[{name: ambiguity, weight: 1, schedule: after}, {name: subclass_spread, weight: 1}]",
         "classes={subclasses: 2}",
     ],
+    "deep stage, smoothing by accuracy": [
+        "distill=[{name: sfr, weight: 1, stage: 0}, {name: dynamic_smoothing, weight: 1, epsilon: 0.5}]",
+        "data.image_size=16",
+    ],
     "averaged weights, early stopping, stages again": [
         "train.ema_decay=0.8",
         "train.early_stop_epochs=1",
