@@ -20,6 +20,7 @@ from dmlkd.distill.lower_exit import LowerExitTeacher
 from dmlkd.distill.lsd import ListwiseSelfDistillation
 from dmlkd.distill.memory import RememberedTeacher, RowMemory
 from dmlkd.distill.method import DistillationMethod
+from dmlkd.distill.own_teacher import ExitDistillation, PosteriorExitDistillation, hint_loss
 from dmlkd.distill.partner import PartnerTeacher
 from dmlkd.distill.posterior_memory import PosteriorMemory
 from dmlkd.distill.posteriors import (
@@ -55,6 +56,7 @@ __all__ = [
     "CrossEntropy",
     "DistillationMethod",
     "EvidenceTeacher",
+    "ExitDistillation",
     "FrozenTeacher",
     "GradientFilteredDistillation",
     "LabelMixing",
@@ -67,6 +69,7 @@ __all__ = [
     "OutOfFoldTeacher",
     "PartnerTeacher",
     "PosteriorDistillation",
+    "PosteriorExitDistillation",
     "PosteriorMemory",
     "PreviousEpochTeacher",
     "RememberedPosteriorTeacher",
@@ -85,6 +88,7 @@ __all__ = [
     "bsd",
     "diffused_lists",
     "divergence_from_lists",
+    "hint_loss",
     "listwise_divergence",
     "mixed_cross_entropy",
     "mutual_divergence",
