@@ -27,9 +27,9 @@ def test_every_weight_of_an_exit_has_a_gradient():
 def test_a_trunk_knows_the_channels_of_its_stages(backbone):
     model = EmbeddingModel(backbone, dim=4).eval()
     with torch.no_grad():
-        stages = model.signals(torch.rand(1, 3, 32, 32), ["stages"]).stages
-    assert model.trunk.stage_channels == tuple(maps.shape[1] for maps in stages)
-    assert model.trunk.channels == stages[-1].shape[1]
+        signals = model.signals(torch.rand(1, 3, 32, 32), ["stages"])
+    assert model.trunk.stage_channels == tuple(maps.shape[1] for maps in signals.stages)
+    assert model.features == signals.features.shape[1]
 
 
 BAD = {

@@ -33,7 +33,7 @@ def hint_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
     """
     if student.ndim != 2 or student.shape != teacher.shape:
         raise ValueError(
-            f"student and teacher must be (B, F) features of the same images, got {tuple(student.shape)} and "
+            f"student and teacher must be (B, F), of the same images and features, got {tuple(student.shape)} and "
             f"{tuple(teacher.shape)}"
         )
     return (wide(student) - wide(teacher).detach()).square().sum()

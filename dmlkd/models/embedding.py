@@ -86,6 +86,8 @@ class EmbeddingModel(
             raise ConfigError(f"dim must be at least 1, got {dim}")
         if pool not in ("avg", "max"):
             raise ConfigError(f"pool must be 'avg' or 'max', got {pool!r}")
+        if exit_stage is None and exit_width is not None:
+            raise ConfigError(f"exit_width goes with exit_stage, got {exit_width} alone")
         self.preparation: Preparation | None = None
         self.dim = dim
         self.in_channels = in_channels

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torchvision.models import (
+    VGG,
     AlexNet,
     ConvNeXt,
     DenseNet,
@@ -21,7 +22,6 @@ from torchvision.models import (
     ResNet,
     ShuffleNetV2,
     SwinTransformer,
-    VGG,
     VisionTransformer,
 )
 from typing_extensions import override
@@ -59,7 +59,7 @@ def staged(network: nn.Module) -> Trunk:
     """A network of torchvision up to its last linear layer, in stages. Its modules are taken over.
 
     A ResNet gives its stem and its four layers; a ViT four equal shares of its blocks, of whose tokens those of the
-    patches are the feature map, and the class token the features; any other a stage for each height of its feature maps.
+    patches are the feature map, and the class token the features; any other a stage for each height of its maps.
 
     Args:
         network: one of torchvision's classification networks, as its constructor made it.
@@ -67,8 +67,8 @@ def staged(network: nn.Module) -> Trunk:
     if isinstance(network, ResNet):
         stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
         layers = (network.layer1, network.layer2, network.layer3, network.layer4)
-        channels = [*(layer[0].conv1.in_channels for layer in layers), network.fc.in_features]
-        return Trunk(nn.Sequential(stem, *layers), channels=channels, first_exit=1)
+        before = [layer[0].conv1.in_channels for layer in layers]
+        return Trunk(nn.Sequential(stem, *layers), channels=[*before, network.fc.in_features], first_exit=1)
     if isinstance(network, VisionTransformer):
         return _transformer(network)
     features = _without_last_linear(network)
@@ -190,4 +190,4 @@ class _ClassToken(nn.Module):
 def _patch_maps(tokens: Tensor) -> Tensor:
     """The tokens (B, 1 + N, D) of N patches, which make a square, as feature maps (B, D, H, W)."""
     side = math.isqrt(tokens.shape[1] - 1)
-    return tokens[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+    return tokens[:, 1:].transpose(1, 2).reshape(len(tokens), tokens.shape[2], side, side)

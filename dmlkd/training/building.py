@@ -248,7 +248,7 @@ def _class_scores(config: RunConfig, loss: nn.Module, *, dim: int, classes: int)
 
 
 def _scores_of(loss: nn.Module, *, config: RunConfig, dim: int, classes: int) -> tuple[ClassScores, float]:
-    """Class scores for an exit's metric loss, of the kind that the student has, and the weight of their cross-entropy."""
+    """Class scores for an exit's metric loss, of the student's kind, and the weight of their cross-entropy."""
     if config.classes is None and has_proxies(loss):
         return ProxyScores(loss), 0.0
     section = config.classes or ClassesConfig()

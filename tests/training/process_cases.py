@@ -14,6 +14,7 @@ from lightning import Callback
 from dmlkd.config import load_config
 from dmlkd.data import ClassBalancedBatchSampler
 from dmlkd.data.sampling import Rows
+from dmlkd.exits import Exit
 from dmlkd.training import fit
 from dmlkd.training.building import build
 from dmlkd.training.processes import Processes, together
@@ -50,10 +51,16 @@ EQUAL = {
         "{name: subclass_spread, weight: 0.1}, {name: beta_smoothing, weight: 1}]",
         "classes={subclasses: 2, scale: 4}",
     ],
+    "exits, chunks": [
+        "distill=[{name: byot, weight: 1, hint: 1e-3}, {name: byot_posterior, weight: 1}]",
+        "classes={scale: 4}",
+        "train.chunk_size=10",
+    ],
     "head alone first": ["train.head_only_epochs=1"],
 }
 ALIKE = {
     "miner that draws": ["metric_loss=TripletMarginLoss", "miner=DistanceWeightedMiner"],
+    "exits with batch norm": ["distill=[{name: byot, weight: 1}]", "metric_loss=ProxyAnchorLoss"],
     "live batch norm, augmented": [
         "model.frozen_batch_norm=false",
         "data.transform=handwriting",
@@ -100,6 +107,8 @@ def recorded(overrides: list[str], out: Path) -> dict:
     out.mkdir(exist_ok=True)
     parts.student.double()
     parts.objective.double()
+    if overrides in EQUAL.values():
+        _leave_out_batch_norm_of_exits(parts.student)
     _normalise(parts.model, parts.data.train.batch(list(range(0, 900, 5))).images.double())
     data = replace(parts.data, on_device=torch.Tensor.double)
     fit(parts.student, parts.objective, data, config.train, out=out, sampler=sampler, callbacks=[seen])
@@ -107,6 +116,14 @@ def recorded(overrides: list[str], out: Path) -> dict:
     tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
     generators = [torch.rand(2), torch.get_rng_state()]
     return {"losses": seen.losses, "gradients": seen.gradients, "state": tensors, "generators": generators}
+
+
+def _leave_out_batch_norm_of_exits(student: torch.nn.Module) -> None:
+    """It is live where the backbone's is frozen, so that each process would normalise by its own share."""
+    for leaving in (module for module in student.modules() if isinstance(module, Exit)):
+        for index, part in enumerate(leaving.bottleneck):
+            if isinstance(part, torch.nn.BatchNorm2d):
+                leaving.bottleneck[index] = torch.nn.Identity()
 
 
 def _normalise(model: torch.nn.Module, images: torch.Tensor) -> None:

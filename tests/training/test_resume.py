@@ -82,6 +82,12 @@ KINDS = {
         "distill=[{name: ambiguity, weight: 1, schedule: after}, {name: subclass_spread, weight: 1}]",
         "classes={subclasses: 2}",
     ],
+    "exits with proxies of their own, averaged weights": [
+        "distill=[{name: byot, weight: 1}, {name: byot_posterior, weight: 0.5}]",
+        "metric_loss={name: NormalizedSoftmaxLoss, temperature: 0.1}",
+        "miner=null",
+        "train.ema_decay=0.8",
+    ],
     "averaged weights, early stopping, stages again": [
         "train.ema_decay=0.8",
         "train.early_stop_epochs=1",
