@@ -89,7 +89,7 @@ class ExitsConfig(_Section):
     """``exits``: where the backbone can be left, for a method that trains exits."""
 
     stages: tuple[int, ...] | None = Field(default=None, description="after which; None: all inner ones but a stem")
-    width: int | None = Field(default=None, ge=1, description="channels within; None: a quarter of the features")
+    width: int | None = Field(default=None, ge=1, description="channels within; None: as suits the stage")
 
 
 class TrainConfig(_Section):

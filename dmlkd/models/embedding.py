@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dmlkd.data.preprocessing import save_transforms
 from dmlkd.errors import ConfigError
-from dmlkd.exits import bottleneck, inner_channels
+from dmlkd.exits import bottleneck
 from dmlkd.models.backbones import build_trunk
 from dmlkd.models.preparing import ImageLike, Preparation, batches, preparation
 from dmlkd.models.saved import model_folder, reading
@@ -49,7 +49,7 @@ class EmbeddingModel(
         exit_stage: leave the backbone after this inner stage, counted from 0, by an exit: a bottleneck
             (:func:`dmlkd.exits.bottleneck`) to as many features as the whole backbone gives, before pooling and head.
             The stages behind it are neither held nor run. None: the whole backbone.
-        exit_width: channels within the exit's bottleneck; None: a quarter of the features.
+        exit_width: channels within the exit's bottleneck; None: as :func:`dmlkd.exits.bottleneck` has it.
 
     Attributes:
         gives: the fields of its signals that it has.
@@ -92,12 +92,13 @@ class EmbeddingModel(
         self.dim = dim
         self.in_channels = in_channels
         trunk = build_trunk(backbone, weights=weights, in_channels=in_channels, **(backbone_args or {}))
+        exit_ = None if exit_stage is None else _bottleneck(trunk, exit_stage, exit_width)
         self.features = trunk.channels
         self.exit_stage = exit_stage
-        self.trunk = trunk if exit_stage is None else _left(trunk, exit_stage)
+        self.trunk = trunk if exit_stage is None else trunk.cut(exit_stage)
         if frozen_batch_norm:
             self.trunk.freeze_batch_norm()
-        self.bottleneck = None if exit_stage is None else _bottleneck(self.trunk, self.features, exit_width)
+        self.bottleneck = exit_
         self.pool = nn.AdaptiveAvgPool2d(1) if pool == "avg" else nn.AdaptiveMaxPool2d(1)
         self.head = nn.Linear(self.features, dim)
         assert isinstance(self._hub_mixin_config, dict)
@@ -195,16 +196,9 @@ class EmbeddingModel(
         return unit_length(self.head(features))
 
 
-def _left(trunk: Trunk, stage: int) -> Trunk:
+def _bottleneck(trunk: Trunk, stage: int, width: int | None) -> nn.Sequential:
     try:
-        inner_channels(trunk.stage_channels, stage)
+        return bottleneck(**trunk.exit_arguments(stage), width=width)
     except ValueError as error:
-        raise ConfigError(f"exit_{error}" if str(error).startswith("stage") else str(error)) from None
-    return trunk.cut(stage)
-
-
-def _bottleneck(trunk: Trunk, features: int, width: int | None) -> nn.Sequential:
-    try:
-        return bottleneck(channels=trunk.channels, features=features, width=width)
-    except ValueError as error:
-        raise ConfigError(f"exit_{error}") from None
+        named = str(error).startswith(("stage", "width"))
+        raise ConfigError(f"exit_{error}" if named else str(error)) from None

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dmlkd.errors import ConfigError
-from dmlkd.exits import Exit, inner_channels
+from dmlkd.exits import Exit
 from dmlkd.models.embedding import EmbeddingModel
 from dmlkd.signals import Need, Signals, unit_length
 
@@ -23,7 +23,7 @@ class ExitingModel(nn.Module):
     Args:
         model: the embedding model.
         stages: after which the exits are, counted from 0; None: after every inner one that is no mere stem.
-        width: channels within an exit's bottleneck; None: a quarter of the model's features.
+        width: channels within an exit's bottleneck; None: see :func:`dmlkd.exits.bottleneck`.
 
     Attributes:
         stages: after which the exits are, shallow to deep.
@@ -43,8 +43,7 @@ class ExitingModel(nn.Module):
         super().__init__()
         self.model = model
         self.width = width
-        channels = model.trunk.stage_channels
-        inner = range(model.trunk.first_exit, len(channels) - 1)
+        inner = range(model.trunk.first_exit, len(model.trunk.stage_channels) - 1)
         self.stages = tuple(inner) if stages is None else tuple(sorted(stages))
         if model.exit_stage is not None:
             raise ConfigError("a model that is itself an exit has none of its own; leave exit_stage out")
@@ -56,8 +55,7 @@ class ExitingModel(nn.Module):
             raise ConfigError(f"stages must differ, got {list(self.stages)}")
         try:
             self.exits = nn.ModuleList(
-                Exit(channels=inner_channels(channels, stage), features=model.features, outputs=model.dim, width=width)
-                for stage in self.stages
+                Exit(**model.trunk.exit_arguments(stage), outputs=model.dim, width=width) for stage in self.stages
             )
         except ValueError as error:
             raise ConfigError(str(error)) from None

@@ -29,6 +29,8 @@ from typing_extensions import override
 from dmlkd.models.trunk import Trunk
 
 _TRANSFORMER_STAGES = 4
+_RESNET_STRIDES = (4, 4, 8, 16, 32)
+_SIZE = 224
 
 
 class _Body(NamedTuple):
@@ -68,18 +70,31 @@ def staged(network: nn.Module) -> Trunk:
         stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
         layers = (network.layer1, network.layer2, network.layer3, network.layer4)
         before = [layer[0].conv1.in_channels for layer in layers]
-        return Trunk(nn.Sequential(stem, *layers), channels=[*before, network.fc.in_features], first_exit=1)
+        return Trunk(
+            nn.Sequential(stem, *layers),
+            channels=[*before, network.fc.in_features],
+            strides=_RESNET_STRIDES,
+            first_exit=1,
+        )
     if isinstance(network, VisionTransformer):
         return _transformer(network)
     features = _without_last_linear(network)
     body = _BODIES[type(network)]
     modules = [module for name in body.attributes for module in _parts(getattr(network, name))]
     maps = _channels_first if isinstance(network, SwinTransformer) else None
-    stages, channels = _by_height(modules, maps)
+    stages, channels, strides = _by_height(modules, maps)
     for name in body.attributes:
         empty = nn.ModuleList() if isinstance(getattr(network, name), nn.ModuleList) else nn.Identity()
         setattr(network, name, empty)
-    return Trunk(stages, channels=channels, maps=maps, finish=network, features=features, first_exit=body.stems)
+    return Trunk(
+        stages,
+        channels=channels,
+        maps=maps,
+        finish=network,
+        features=features,
+        strides=strides,
+        first_exit=body.stems,
+    )
 
 
 def _without_last_linear(network: nn.Module) -> int:
@@ -97,27 +112,29 @@ def _parts(module: nn.Module) -> Iterator[nn.Module]:
 
 def _by_height(
     modules: list[nn.Module], maps: Callable[[Tensor], Tensor] | None
-) -> tuple[nn.Sequential, tuple[int, ...]]:
-    """Modules that run one after the other as stages, each of feature maps of one height, and the channels of each.
+) -> tuple[nn.Sequential, list[int], list[int]]:
+    """Modules that run one after the other as stages, each of maps of one height; channels and strides of each.
 
     What has no weights, a pooling at the end say, is no stage of its own.
     """
     stages: list[list[nn.Module]] = []
     channels: list[int] = []
-    outputs, before = torch.empty(1, 3, 224, 224, device="meta"), math.inf
+    strides: list[int] = []
+    outputs, before = torch.empty(1, 3, _SIZE, _SIZE, device="meta"), math.inf
     for module in modules:
         outputs = _shape_only(module, outputs)
         _, width, height, _ = (outputs if maps is None else maps(outputs)).shape
         if height < before:
             stages.append([])
             channels.append(width)
+            strides.append(round(_SIZE / height))
         stages[-1].append(module)
         channels[-1], before = width, height
     for last in reversed(range(1, len(stages))):
         if not any(True for module in stages[last] for _ in module.parameters()):
             stages[last - 1] += stages.pop(last)
-            channels[last - 1] = channels.pop(last)
-    return nn.Sequential(*(nn.Sequential(*stage) for stage in stages)), tuple(channels)
+            channels[last - 1], strides[last - 1] = channels.pop(last), strides.pop(last)
+    return nn.Sequential(*(nn.Sequential(*stage) for stage in stages)), channels, strides
 
 
 @torch.no_grad()
@@ -169,7 +186,7 @@ class _Tokens(nn.Module):
             f"images must be of {size} by {size} pixels, got {images.shape[2]} by {images.shape[3]}",
         )
         patches = self.conv_proj(images).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.class_token.expand(len(images), -1, -1), patches], dim=1)
+        tokens = torch.cat([self.class_token.expand(images.shape[0], -1, -1), patches], dim=1)
         embedded: Tensor = self.dropout(tokens + self.pos_embedding)
         return embedded
 
@@ -190,4 +207,4 @@ class _ClassToken(nn.Module):
 def _patch_maps(tokens: Tensor) -> Tensor:
     """The tokens (B, 1 + N, D) of N patches, which make a square, as feature maps (B, D, H, W)."""
     side = math.isqrt(tokens.shape[1] - 1)
-    return tokens[:, 1:].transpose(1, 2).reshape(len(tokens), tokens.shape[2], side, side)
+    return tokens[:, 1:].transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], side, side)

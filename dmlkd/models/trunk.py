@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
 from dmlkd.chunks import held_statistics
+from dmlkd.exits import inner_channels
 
 
 class TrunkOutputs(NamedTuple):
@@ -33,6 +34,7 @@ class Trunk(nn.Module):
         maps: makes feature maps (B, C, H, W) of what a stage gives; None: it gives them.
         finish: makes features (B, F) of what the last stage gives; None: its feature maps are still to be pooled.
         features: F; None: the last stage's C.
+        strides: pixels of the image, along one side, to one of each stage's feature maps; None: nothing is said of them.
         first_exit: the shallowest stage at which an exit makes sense; those before it are but a stem.
     """
 
@@ -44,6 +46,7 @@ class Trunk(nn.Module):
         maps: Callable[[Tensor], Tensor] | None = None,
         finish: nn.Module | None = None,
         features: int | None = None,
+        strides: Sequence[int] | None = None,
         first_exit: int = 0,
     ) -> None:
         super().__init__()
@@ -51,6 +54,7 @@ class Trunk(nn.Module):
         self.finish = finish
         self.stage_channels = tuple(channels)
         self.channels = self.stage_channels[-1] if features is None else features
+        self.strides = None if strides is None else tuple(strides)
         self.first_exit = first_exit
         self._maps = maps
         self._frozen_batch_norm = False
@@ -66,6 +70,22 @@ class Trunk(nn.Module):
             wanted: whether; False: keep all activations, as before.
         """
         self._checkpointed = wanted
+
+    def exit_arguments(self, stage: int) -> dict[str, int]:
+        """What an exit after an inner stage is made of: channels, features, and how far maps are to be shrunk first.
+
+        They are shrunk to twice the size of the deepest maps, so that the exit, which halves them, costs less than what
+        it leaves out. Where nothing is said of strides, not at all.
+
+        Args:
+            stage: counted from 0.
+
+        Raises:
+            ValueError: if there is no such inner stage.
+        """
+        channels = inner_channels(self.stage_channels, stage)
+        shrink = 1 if self.strides is None else max(1, self.strides[-1] // (2 * self.strides[stage]))
+        return {"channels": channels, "features": self.channels, "shrink": shrink}
 
     def cut(self, stage: int) -> "Trunk":
         """The trunk up to a stage, with the same modules; its feature maps are still to be pooled.
