@@ -103,9 +103,7 @@ class EmbeddingModel(
         self.head = nn.Linear(self.features, dim)
         assert isinstance(self._hub_mixin_config, dict)
         self._hub_mixin_config["weights"] = None
-        if (
-            exit_stage is None
-        ):  # so that what a model without exit is saved and known by is as it was before there were any
+        if exit_stage is None:  # saved, and known by its fingerprint, as before there were exits
             for name in ("exit_stage", "exit_width"):
                 self._hub_mixin_config.pop(name, None)
 
@@ -129,7 +127,7 @@ class EmbeddingModel(
         hub = {name: arguments.pop(name) for name in _OF_THE_HUB if name in arguments}
         folder = model_folder(pretrained_model_name_or_path, **hub)
         with reading(folder), contextlib.redirect_stdout(io.StringIO()):  # the mixin prints; standard output is ours
-            model: EmbeddingModel = super().from_pretrained(folder, **arguments)
+            model: EmbeddingModel = super().from_pretrained(folder, strict=True, **arguments)
         model.preparation = preparation(folder)
         return model
 

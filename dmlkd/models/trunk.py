@@ -34,7 +34,7 @@ class Trunk(nn.Module):
         maps: makes feature maps (B, C, H, W) of what a stage gives; None: it gives them.
         finish: makes features (B, F) of what the last stage gives; None: its feature maps are still to be pooled.
         features: F; None: the last stage's C.
-        strides: pixels of the image, along one side, to one of each stage's feature maps; None: nothing is said of them.
+        strides: pixels of the image, along a side, to one of each stage's feature maps; None: nothing is said of it.
         first_exit: the shallowest stage at which an exit makes sense; those before it are but a stem.
     """
 
