@@ -20,14 +20,14 @@ class ExitSignals(NamedTuple):
 class Exit(nn.Module):
     """Bottleneck, global average pooling, linear layer: what turns an inner stage's feature maps into features.
 
-    The bottleneck is three convolutions (1x1, 3x3 with stride 2, 1x1; He et al. 2016, https://arxiv.org/abs/1512.03385),
-    each with batch norm and ReLU. It takes feature maps of any height and width, 1 by 1 too.
+    The bottleneck (:func:`bottleneck`) takes feature maps of any height and width, 1 by 1 too.
 
     Args:
         channels: C of the stage's feature maps.
         features: F, those of the deepest stage where the two are to be compared.
         outputs: O, how many scores or dimensions.
-        width: channels within the bottleneck; None: a quarter of ``features``.
+        width: channels within the bottleneck; None: a quarter of ``features``, but no more than ``channels``.
+        shrink: factor by which feature maps are averaged down first.
 
     Raises:
         ValueError: for a number below 1, naming it.
@@ -38,17 +38,13 @@ class Exit(nn.Module):
     [(2, 32), (2, 5)]
     """
 
-    def __init__(self, *, channels: int, features: int, outputs: int, width: int | None = None) -> None:
+    def __init__(
+        self, *, channels: int, features: int, outputs: int, width: int | None = None, shrink: int = 1
+    ) -> None:
         super().__init__()
-        width = max(1, features // 4) if width is None else width
-        for name, value in (("channels", channels), ("features", features), ("outputs", outputs), ("width", width)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value!r}")
-        self.bottleneck = nn.Sequential(
-            *_convolution(channels, width, 1),
-            *_convolution(width, width, 3, stride=2),
-            *_convolution(width, features, 1),
-        )
+        if outputs < 1:
+            raise ValueError(f"outputs must be at least 1, got {outputs!r}")
+        self.bottleneck = bottleneck(channels=channels, features=features, width=width, shrink=shrink)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(features, outputs)
 
@@ -56,6 +52,32 @@ class Exit(nn.Module):
         """Return features and outputs of feature maps (B, C, H, W)."""
         features = self.pool(self.bottleneck(maps)).flatten(1)
         return ExitSignals(features, self.head(features))
+
+
+def bottleneck(*, channels: int, features: int, width: int | None = None, shrink: int = 1) -> nn.Sequential:
+    """Three convolutions, 1x1, 3x3 with stride 2, 1x1, each with batch norm and ReLU; before them, average pooling.
+
+    He et al. 2016, https://arxiv.org/abs/1512.03385.
+
+    Args:
+        channels: of the feature maps that it is given.
+        features: channels of those that it gives.
+        width: channels within; None: a quarter of ``features``, but no more than ``channels``.
+        shrink: size and stride of the pooling; 1: none.
+
+    Raises:
+        ValueError: for a number below 1, naming it.
+    """
+    width = max(1, min(features // 4, channels)) if width is None else width
+    for name, value in (("channels", channels), ("features", features), ("width", width), ("shrink", shrink)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value!r}")
+    return nn.Sequential(
+        *([nn.AvgPool2d(shrink, ceil_mode=True)] if shrink > 1 else []),
+        *_convolution(channels, width, 1),
+        *_convolution(width, width, 3, stride=2),
+        *_convolution(width, features, 1),
+    )
 
 
 def _convolution(inside: int, outside: int, size: int, *, stride: int = 1) -> tuple[nn.Module, ...]:
@@ -80,7 +102,7 @@ def inner_channels(stages: tuple[int, ...], stage: int) -> int:
     32
     """
     if len(stages) < 2:
-        raise ValueError("a backbone of one stage has no inner stage to leave from; take a ResNet or convnet4")
+        raise ValueError("a backbone of one stage has no inner stage to leave from")
     if isinstance(stage, bool) or not isinstance(stage, int) or not 0 <= stage < len(stages) - 1:
         raise ValueError(f"stage must be an inner one, 0 to {len(stages) - 2}, got {stage!r}")
     return stages[stage]

@@ -20,12 +20,13 @@ class DataEntry:
 
 @dataclass(frozen=True)
 class MethodEntry:
-    """A self-distillation method, the teacher and schedule of its paper, and whether it reads class scores."""
+    """A self-distillation method, the teacher and schedule of its paper, whether it reads class scores, and exits."""
 
     method: str
     teacher: str | None
     schedule: str
     classes: bool = False
+    exits: bool = False
 
 
 DATA = {
@@ -63,6 +64,10 @@ METHODS = {
     "adversary": MethodEntry("dmlkd.distill:Adversary", teacher="finished_run", schedule="constant", classes=True),
     "ambiguity": MethodEntry(
         "dmlkd.distill:AmbiguityDistillation", teacher="lower_exit", schedule="after", classes=True
+    ),
+    "byot": MethodEntry("dmlkd.distill:ExitDistillation", teacher=None, schedule="constant", exits=True),
+    "byot_posterior": MethodEntry(
+        "dmlkd.distill:PosteriorExitDistillation", teacher=None, schedule="constant", classes=True, exits=True
     ),
     "cross_entropy": MethodEntry("dmlkd.distill:CrossEntropy", teacher=None, schedule="constant", classes=True),
     "cs_kd": MethodEntry("dmlkd.distill:PosteriorDistillation", teacher="partner", schedule="constant", classes=True),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Need = Literal["embeddings", "features", "logits", "subclass_logits", "stages"]
+Need = Literal["embeddings", "features", "logits", "subclass_logits", "stages", "exit_embeddings", "exit_features"]
 """A field of :class:`Signals` that a distillation method can ask for."""
 
 
@@ -47,6 +47,9 @@ class Signals(NamedTuple):
         logits: (B, C) class scores; None if the network has no class weights or they were not asked for.
         stages: the trunk's feature maps, shallow to deep, (B, C_k, H_k, W_k) each; None if not asked for.
         subclass_logits: (B, C, K) scores of K subclasses of each class; None as ``logits`` is.
+        exit_embeddings: (B, D) of unit length of each exit, shallow to deep; None if the network has no exits or they
+            were not asked for.
+        exit_features: (B, F) pooled features of each exit; None as ``exit_embeddings`` are.
     """
 
     embeddings: Tensor
@@ -54,6 +57,8 @@ class Signals(NamedTuple):
     logits: Tensor | None = None
     stages: tuple[Tensor, ...] | None = None
     subclass_logits: Tensor | None = None
+    exit_embeddings: tuple[Tensor, ...] | None = None
+    exit_features: tuple[Tensor, ...] | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Signals":
         """Every tensor that is there, put through a function."""

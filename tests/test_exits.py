@@ -15,6 +15,26 @@ def test_feature_maps_of_any_size_give_features_and_outputs(size):
     assert torch.equal(said.outputs, leaving.head(said.features))
 
 
+@pytest.mark.parametrize("size", [(1, 1), (3, 9), (8, 8)])
+def test_maps_are_averaged_down_before_the_bottleneck(size):
+    leaving, maps = Exit(channels=6, features=10, outputs=3, shrink=4).eval(), torch.rand(2, 6, *size)
+    plain = Exit(channels=6, features=10, outputs=3).eval()
+    plain.load_state_dict(dict(zip(plain.state_dict(), leaving.state_dict().values(), strict=True)))
+    smaller = torch.stack(
+        [
+            torch.stack([maps[:, :, top : top + 4, left : left + 4].mean((2, 3)) for left in range(0, size[1], 4)], -1)
+            for top in range(0, size[0], 4)
+        ],
+        dim=-2,
+    )
+    torch.testing.assert_close(leaving(maps).outputs, plain(smaller).outputs)
+
+
+def test_a_bottleneck_is_as_wide_as_a_quarter_of_its_features_and_no_wider_than_its_maps():
+    widths = [Exit(channels=c, features=64, outputs=1).bottleneck[0].weight.shape[0] for c in (4, 16, 50)]
+    assert widths == [4, 16, 16]
+
+
 def test_every_weight_of_an_exit_has_a_gradient():
     leaving = Exit(channels=6, features=10, outputs=3, width=5)
     leaving(torch.rand(4, 6, 5, 5)).outputs.square().sum().backward()
@@ -27,9 +47,9 @@ def test_every_weight_of_an_exit_has_a_gradient():
 def test_a_trunk_knows_the_channels_of_its_stages(backbone):
     model = EmbeddingModel(backbone, dim=4).eval()
     with torch.no_grad():
-        stages = model.signals(torch.rand(1, 3, 32, 32), ["stages"]).stages
-    assert model.trunk.stage_channels == tuple(maps.shape[1] for maps in stages)
-    assert model.trunk.channels == stages[-1].shape[1]
+        signals = model.signals(torch.rand(1, 3, 32, 32), ["stages"])
+    assert model.trunk.stage_channels == tuple(maps.shape[1] for maps in signals.stages)
+    assert model.features == signals.features.shape[1]
 
 
 BAD = {
@@ -41,6 +61,7 @@ BAD = {
     "no features": (lambda: Exit(channels=1, features=0, outputs=1), "features must be at least 1, got 0"),
     "no outputs": (lambda: Exit(channels=1, features=1, outputs=0), "outputs must be at least 1, got 0"),
     "no width": (lambda: Exit(channels=1, features=1, outputs=1, width=0), "width must be at least 1, got 0"),
+    "no shrink": (lambda: Exit(channels=1, features=1, outputs=1, shrink=0), "shrink must be at least 1, got 0"),
 }
 
 

@@ -11,6 +11,7 @@ from dmlkd.cli.compare import compare
 from dmlkd.cli.data import app as data
 from dmlkd.cli.embed import embed
 from dmlkd.cli.evaluate import evaluate
+from dmlkd.cli.exits import exits
 from dmlkd.cli.export import export
 from dmlkd.cli.fidelity import fidelity
 from dmlkd.cli.index import index
@@ -30,6 +31,7 @@ app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("compare")(compare)
 app.command("fidelity")(fidelity)
+app.command("exits")(exits)
 app.command("embed")(embed)
 app.command("export")(export)
 app.add_typer(index, name="index")

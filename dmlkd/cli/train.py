@@ -116,6 +116,8 @@ def _print(metrics: dict[str, Any], folder: Path) -> None:
         rows = {"raw pixels": rows["raw pixels"], **{name: found["test"] for name, found in fits.items()}}
     else:
         rows |= {f"{name} epoch": scores for name, scores in metrics["test_by_epoch"].items()}
+        exits = metrics.get("exits", {}).items()
+        rows |= {f"exit after {name}": found["test"] for name, found in exits if name != "whole"}
     test = metrics["data"]["test"]
     print_scores(f"Retrieval among {test['images']} images of {test['classes']} unseen classes, in %", rows)
     print_left_out(metrics["data"]["test_queries_left_out"])

@@ -27,9 +27,11 @@ SUPPLIED_TO_TERMS = (
     "miner",
     "classes",
     "class_scores",
+    "class_scores_of",
     "classify",
     "paths",
     "runs",
+    "exits",
 )
 """Arguments of methods and teachers that the rest of the configuration settles."""
 

@@ -93,6 +93,13 @@ class ClassesConfig(_Section):
     )
 
 
+class ExitsConfig(_Section):
+    """``exits``: where the backbone can be left, for a method that trains exits."""
+
+    stages: tuple[int, ...] | None = Field(default=None, description="after which; None: all inner ones but a stem")
+    width: int | None = Field(default=None, ge=1, description="channels within; None: as suits the stage")
+
+
 class TrainConfig(_Section):
     """``train``: how long, how fast and with what batches."""
 
@@ -179,6 +186,9 @@ class RunConfig(_Section):
     metric_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False, description="factor on the metric loss")
     classes: ClassesConfig | None = Field(
         default=None, description="an auxiliary head; None: one where a method needs it and the loss has no classes"
+    )
+    exits: ExitsConfig | None = Field(
+        default=None, description="of the backbone; None: as is usual where a method trains exits, else none"
     )
     miner: NamedPart | None = None
     distill: tuple[Annotated[TermConfig, BeforeValidator(named)], ...] = ()

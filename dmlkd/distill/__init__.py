@@ -21,6 +21,7 @@ from dmlkd.distill.lower_exit import LowerExitTeacher
 from dmlkd.distill.lsd import ListwiseSelfDistillation
 from dmlkd.distill.memory import RememberedTeacher, RowMemory
 from dmlkd.distill.method import DistillationMethod
+from dmlkd.distill.own_teacher import ExitDistillation, PosteriorExitDistillation, hint_loss
 from dmlkd.distill.partner import PartnerTeacher
 from dmlkd.distill.posterior_memory import PosteriorMemory
 from dmlkd.distill.posteriors import (
@@ -58,6 +59,7 @@ __all__ = [
     "DistillationMethod",
     "DynamicSmoothing",
     "EvidenceTeacher",
+    "ExitDistillation",
     "FrozenTeacher",
     "GradientFilteredDistillation",
     "LabelMixing",
@@ -70,6 +72,7 @@ __all__ = [
     "OutOfFoldTeacher",
     "PartnerTeacher",
     "PosteriorDistillation",
+    "PosteriorExitDistillation",
     "PosteriorMemory",
     "PreviousEpochTeacher",
     "RememberedPosteriorTeacher",
@@ -89,6 +92,7 @@ __all__ = [
     "bsd",
     "diffused_lists",
     "divergence_from_lists",
+    "hint_loss",
     "listwise_divergence",
     "local_descriptors",
     "mixed_cross_entropy",

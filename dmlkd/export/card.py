@@ -41,7 +41,10 @@ def model_card(model: EmbeddingModel, metrics: Mapping[str, Any], config: str) -
         config: the run's configuration, as YAML.
     """
     data = metrics["data"]
-    lines = [_HEAD.format(dim=model.dim), "## Data", "", "| split | images | classes |", "|---|---|---|"]
+    lines = [_HEAD.format(dim=model.dim)]
+    if model.exit_stage is not None:
+        lines += [f"An exit after stage {model.exit_stage} (from 0) of a larger network, trained with it.", ""]
+    lines += ["## Data", "", "| split | images | classes |", "|---|---|---|"]
     for name in ("train", "val", "test"):
         if name in data:
             lines.append(f"| {name} | {data[name]['images']:,} | {data[name]['classes']:,} |")

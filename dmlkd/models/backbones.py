@@ -1,101 +1,13 @@
 """Backbones by name: a small network of our own for small images, and torchvision's classification networks."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
 import torchvision
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from typing_extensions import override
+from torch import nn
 
-from dmlkd.chunks import held_statistics
 from dmlkd.errors import ConfigError, suggestion
-
-
-class Trunk(nn.Module):
-    """A backbone without its classifier.
-
-    Args:
-        stages: run one after the other, shallow to deep.
-        channels: C of each stage's output.
-        spatial: whether the last output is a feature map (B, C, H, W), still to be pooled, or features (B, C).
-    """
-
-    def __init__(self, stages: nn.Sequential, *, channels: Sequence[int], spatial: bool) -> None:
-        super().__init__()
-        self.stages = stages
-        self.stage_channels = tuple(channels)
-        self.spatial = spatial
-        self._frozen_batch_norm = False
-        self._checkpointed = False
-
-    def checkpoint_stages(self, wanted: bool = True) -> None:
-        """Keep for the backward pass only what each stage is given, and compute the rest of it again there.
-
-        Values, gradients, and the running statistics of batch norm are those without; a step has one more forward pass.
-        A backbone of a single stage gains nothing by it. It is not saved with the model.
-
-        Args:
-            wanted: whether; False: keep all activations, as before.
-        """
-        self._checkpointed = wanted
-
-    @property
-    def channels(self) -> int:
-        """C of the last stage's output."""
-        return self.stage_channels[-1]
-
-    def freeze_batch_norm(self) -> None:
-        """From now on batch norm normalises by its running statistics, which never move, in train mode too.
-
-        Scale and shift are trained as before.
-        """
-        self._frozen_batch_norm = True
-        self.train(self.training)
-
-    @override
-    def train(self, mode: bool = True) -> "Trunk":
-        """Set the mode of every module; frozen batch norm stays in eval mode."""
-        super().train(mode)
-        if self._frozen_batch_norm:
-            for module in self.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
-        return self
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the output of each stage, the last one last.
-
-        Args:
-            images: (B, C, H, W) float images.
-        """
-        outputs = []
-        again = self._checkpointed and torch.is_grad_enabled()
-        for stage in self.stages:
-            images = _checkpointed(stage, images) if again else stage(images)
-            outputs.append(images)
-        return tuple(outputs)
-
-
-def _checkpointed(stage: nn.Module, images: Tensor) -> Tensor:
-    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), held_statistics(stage)
-
-    outputs: Tensor = checkpoint(stage, images, use_reentrant=False, context_fn=contexts)
-    return outputs
-
-
-def compile_trunks(holder: nn.Module) -> None:
-    """Compile every trunk in a module on its first use, with ``torch.compile``; names in ``state_dict()`` stay.
-
-    Args:
-        holder: a model, or an objective, whose teachers' trunks are meant.
-    """
-    for module in holder.modules():
-        if isinstance(module, Trunk):
-            module.compile()
+from dmlkd.models.stages import staged
+from dmlkd.models.trunk import Trunk
 
 
 def convnet4(*, in_channels: int = 3, width: int = 32) -> Trunk:
@@ -124,7 +36,7 @@ def convnet4(*, in_channels: int = 3, width: int = 32) -> Trunk:
             for block in range(4)
         )
     )
-    return Trunk(stages, channels=[width] * len(stages), spatial=True)
+    return Trunk(stages, channels=[width] * len(stages))
 
 
 _OWN = {"convnet4": convnet4}
@@ -142,8 +54,8 @@ def backbone_names() -> list[str]:
 def build_trunk(name: str, *, weights: str | None = None, in_channels: int = 3, **arguments: Any) -> Trunk:
     """Build a backbone without its classifier.
 
-    The ResNet family gives its stem and four stages, and its feature map is pooled by the embedding model. Every
-    other network of torchvision runs as its authors wrote it, pooling included, up to its last linear layer.
+    The feature maps of a ResNet are pooled by the embedding model. Every other network of torchvision runs as its
+    authors wrote it, pooling included, up to its last linear layer. All are in stages: docs/methods/byot.md.
 
     Args:
         name: one of :func:`backbone_names`.
@@ -167,7 +79,7 @@ def build_trunk(name: str, *, weights: str | None = None, in_channels: int = 3, 
         raise ConfigError(f"backbone {name!r} takes no {sorted(arguments)[0]!r}")
     if in_channels != 3:
         raise ConfigError(f"backbone {name!r} takes images of 3 channels, got {in_channels}; set data.channels to 3")
-    return _strip_classifier(_torchvision_network(name, weights))
+    return staged(_torchvision_network(name, weights))
 
 
 def _torchvision_network(name: str, weights: str | None) -> nn.Module:
@@ -177,16 +89,3 @@ def _torchvision_network(name: str, weights: str | None) -> nn.Module:
             raise ConfigError(f"backbone {name!r} has no weights {weights!r}{suggestion(weights, [*valid, 'DEFAULT'])}")
     network: nn.Module = torchvision.models.get_model(name, weights=weights)
     return network
-
-
-def _strip_classifier(network: nn.Module) -> Trunk:
-    if isinstance(network, torchvision.models.ResNet):
-        stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
-        stages = nn.Sequential(stem, network.layer1, network.layer2, network.layer3, network.layer4)
-        layers = (network.layer1, network.layer2, network.layer3, network.layer4)
-        channels = [*(layer[0].conv1.in_channels for layer in layers), network.fc.in_features]
-        return Trunk(stages, channels=channels, spatial=True)
-    path, last = [(p, m) for p, m in network.named_modules() if isinstance(m, nn.Linear)][-1]
-    parent, _, attribute = path.rpartition(".")
-    setattr(network.get_submodule(parent), attribute, nn.Identity())
-    return Trunk(nn.Sequential(network), channels=[last.in_features], spatial=False)

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from pathlib import Path
-from typing import ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,6 +15,7 @@ from typing_extensions import override
 from dmlkd.errors import ConfigError, UserError
 from dmlkd.files import replacing
 from dmlkd.models.embedding import EmbeddingModel
+from dmlkd.models.exiting import ExitingModel
 from dmlkd.signals import Need, Signals
 
 Combination = Literal["logsumexp", "max", "softmax"]
@@ -166,7 +167,7 @@ class ClassifyingModel(nn.Module):
     Called as the embedding model alone is; its :meth:`signals` have logits too. Export its ``model``.
 
     Args:
-        model: the embedding model.
+        model: the embedding model, with exits or without.
         classes: the scores of the training classes.
 
     >>> model = ClassifyingModel(EmbeddingModel(in_channels=1, dim=8), ClassHead(dim=8, classes=5))
@@ -174,12 +175,13 @@ class ClassifyingModel(nn.Module):
     (2, 5)
     """
 
-    gives: ClassVar[frozenset[Need]] = EmbeddingModel.gives | {"logits", "subclass_logits"}
+    gives: frozenset[Need]
 
-    def __init__(self, model: EmbeddingModel, classes: ClassScores) -> None:
+    def __init__(self, model: EmbeddingModel | ExitingModel, classes: ClassScores) -> None:
         super().__init__()
         self.model = model
         self.classes = classes
+        self.gives = model.gives | {"logits", "subclass_logits"}
 
     @property
     def trunk(self) -> nn.Module:

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from dmlkd.data.preprocessing import save_transforms
 from dmlkd.errors import ConfigError
+from dmlkd.exits import bottleneck
 from dmlkd.models.backbones import build_trunk
 from dmlkd.models.preparing import ImageLike, Preparation, batches, preparation
 from dmlkd.models.saved import model_folder, reading
+from dmlkd.models.trunk import Trunk
 from dmlkd.signals import Need, Signals, unit_length
 
 _OF_THE_HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only")
@@ -44,9 +46,14 @@ class EmbeddingModel(
         frozen_batch_norm: batch norm normalises by the running statistics the backbone starts from, which never move,
             while its scale and shift are trained: for backbones with ``weights`` (arXiv 2002.08473). Copies of the
             model, such as teachers, keep it in whatever mode they run.
+        exit_stage: leave the backbone after this inner stage, counted from 0, by an exit: a bottleneck
+            (:func:`dmlkd.exits.bottleneck`) to as many features as the whole backbone gives, before pooling and head.
+            The stages behind it are neither held nor run. None: the whole backbone.
+        exit_width: channels within the exit's bottleneck; None: as :func:`dmlkd.exits.bottleneck` has it.
 
     Attributes:
         gives: the fields of its signals that it has.
+        features: F, the length of the pooled features that the head is given.
         preparation: how its images are prepared, as its folder said; None: nothing says so.
 
     Raises:
@@ -71,22 +78,40 @@ class EmbeddingModel(
         in_channels: int = 3,
         backbone_args: dict[str, Any] | None = None,
         frozen_batch_norm: bool = False,
+        exit_stage: int | None = None,
+        exit_width: int | None = None,
     ) -> None:
         super().__init__()
         if dim < 1:
             raise ConfigError(f"dim must be at least 1, got {dim}")
         if pool not in ("avg", "max"):
             raise ConfigError(f"pool must be 'avg' or 'max', got {pool!r}")
+        if exit_stage is None and exit_width is not None:
+            raise ConfigError(f"exit_width goes with exit_stage, got {exit_width} alone")
         self.preparation: Preparation | None = None
         self.dim = dim
         self.in_channels = in_channels
-        self.trunk = build_trunk(backbone, weights=weights, in_channels=in_channels, **(backbone_args or {}))
+        trunk = build_trunk(backbone, weights=weights, in_channels=in_channels, **(backbone_args or {}))
+        exit_ = None if exit_stage is None else _bottleneck(trunk, exit_stage, exit_width)
+        self.features = trunk.channels
+        self.exit_stage = exit_stage
+        self.trunk = trunk if exit_stage is None else trunk.cut(exit_stage)
         if frozen_batch_norm:
             self.trunk.freeze_batch_norm()
+        self.bottleneck = exit_
         self.pool = nn.AdaptiveAvgPool2d(1) if pool == "avg" else nn.AdaptiveMaxPool2d(1)
-        self.head = nn.Linear(self.trunk.channels, dim)
+        self.head = nn.Linear(self.features, dim)
         assert isinstance(self._hub_mixin_config, dict)
         self._hub_mixin_config["weights"] = None
+        if exit_stage is None:  # saved, and known by its fingerprint, as before there were exits
+            for name in ("exit_stage", "exit_width"):
+                self._hub_mixin_config.pop(name, None)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the constructor was given, as saved in ``config.json``: without the weights it started from."""
+        assert isinstance(self._hub_mixin_config, dict)
+        return dict(self._hub_mixin_config)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **arguments: Any) -> "EmbeddingModel":
@@ -102,7 +127,7 @@ class EmbeddingModel(
         hub = {name: arguments.pop(name) for name in _OF_THE_HUB if name in arguments}
         folder = model_folder(pretrained_model_name_or_path, **hub)
         with reading(folder), contextlib.redirect_stdout(io.StringIO()):  # the mixin prints; standard output is ours
-            model: EmbeddingModel = super().from_pretrained(folder, **arguments)
+            model: EmbeddingModel = super().from_pretrained(folder, strict=True, **arguments)
         model.preparation = preparation(folder)
         return model
 
@@ -154,9 +179,10 @@ class EmbeddingModel(
         """
         if "logits" in needs or "subclass_logits" in needs:
             raise ValueError("an EmbeddingModel has no class weights and so no logits; a ClassifyingModel has")
-        stages = self.trunk(images)
-        last = stages[-1]
-        features = self.pool(last).flatten(1) if self.trunk.spatial else last
+        stages, features = self.trunk(images)
+        if features is None:
+            maps = stages[-1] if self.bottleneck is None else self.bottleneck(stages[-1])
+            features = self.pool(maps).flatten(1)
         return Signals(
             embeddings=self.from_features(features),
             features=features,
@@ -166,3 +192,11 @@ class EmbeddingModel(
     def from_features(self, features: Tensor) -> Tensor:
         """Return (B, D) embeddings of unit length of pooled trunk features (B, F)."""
         return unit_length(self.head(features))
+
+
+def _bottleneck(trunk: Trunk, stage: int, width: int | None) -> nn.Sequential:
+    try:
+        return bottleneck(**trunk.exit_arguments(stage), width=width)
+    except ValueError as error:
+        named = str(error).startswith(("stage", "width"))
+        raise ConfigError(f"exit_{error}" if named else str(error)) from None

@@ -1,5 +1,6 @@
 """From a checked configuration to live parts."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import nn
 from dmlkd import registry
 from dmlkd.config import (
     ClassesConfig,
+    ExitsConfig,
     Part,
     RunConfig,
     TermConfig,
@@ -31,7 +33,15 @@ from dmlkd.data import (
 )
 from dmlkd.distill import CrossEntropy, DistillationMethod, Schedule, Teacher
 from dmlkd.errors import ConfigError, UserError
-from dmlkd.models import ClassHead, ClassifyingModel, ClassScores, EmbeddingModel
+from dmlkd.models import (
+    ClassHead,
+    ClassifyingModel,
+    ClassScores,
+    EmbeddingModel,
+    ExitingModel,
+    embedding_model,
+    exits_of,
+)
 from dmlkd.training.building_data import build_data
 from dmlkd.training.objective import Objective, Term
 from dmlkd.training.processes import Processes, check
@@ -42,6 +52,7 @@ from dmlkd.training.starting import start_metric_loss, start_model
 
 Keys = tuple[str | int, ...]
 T = TypeVar("T")
+Student = EmbeddingModel | ExitingModel | ClassifyingModel
 
 
 @dataclass(frozen=True)
@@ -49,14 +60,19 @@ class Parts:
     """Everything a run is made of."""
 
     data: DataSplits
-    student: EmbeddingModel | ClassifyingModel
+    student: Student
     objective: Objective
     sampler: ClassBalancedBatchSampler
 
     @property
     def model(self) -> EmbeddingModel:
-        """What is measured and saved: the student without its class scores."""
-        return self.student.model if isinstance(self.student, ClassifyingModel) else self.student
+        """What is measured and saved: the student without its exits and class scores."""
+        return embedding_model(self.student)
+
+    def encoders(self) -> dict[str, EmbeddingModel]:
+        """Further models that are measured and saved: each of its exits as it is now."""
+        exiting = exits_of(self.student)
+        return {} if exiting is None else exiting.encoders()
 
 
 def build(config: RunConfig, runs: Path | None = None) -> Parts:
@@ -149,7 +165,7 @@ def build_losses(
     rows: int,
     paths: NDArray[np.str_] | None = None,
     runs: Path | None = None,
-) -> tuple[EmbeddingModel | ClassifyingModel, Objective]:
+) -> tuple[Student, Objective]:
     """Build metric loss, miner, class scores and terms for a model and a number of training classes and images.
 
     Args:
@@ -180,12 +196,13 @@ def build_losses(
         )
     miner = _metric_learning("miners", config.miner, ("miner",), {}) if config.miner else None
     scores = _class_scores(config, loss, dim=model.dim, classes=classes)
-    student = model if scores is None else ClassifyingModel(model, scores)
+    exiting = _exits(config, model)
+    student = exiting or model if scores is None else ClassifyingModel(exiting or model, scores)
     supplies = {
         "network": student,
         "rows": rows,
         "dim": model.dim,
-        "features": model.trunk.channels,
+        "features": model.features,
         "stages": model.trunk.stage_channels,
         "chunk_size": config.train.chunk_size,
         "metric_loss": metric_loss,
@@ -194,8 +211,11 @@ def build_losses(
         "paths": paths,
         "runs": runs,
     }
+    if exiting is not None:
+        supplies["exits"] = len(exiting.stages)
     if isinstance(student, ClassifyingModel):
         supplies |= {"class_scores": student.classes, "classify": student.classify}
+        supplies["class_scores_of"] = functools.partial(_scores_of, config=config, dim=model.dim, classes=classes)
     terms = _terms(config.distill, supplies)
     _check_subclasses(terms, scores)
     if isinstance(scores, ClassHead) and not any(term.method.supervises for term in terms):
@@ -226,6 +246,28 @@ def _class_scores(config: RunConfig, loss: nn.Module, *, dim: int, classes: int)
         )
     section = config.classes or ClassesConfig()
     return ClassHead(dim=dim, classes=classes, subclasses=section.subclasses, scale=section.scale)
+
+
+def _scores_of(loss: nn.Module, *, config: RunConfig, dim: int, classes: int) -> tuple[ClassScores, float]:
+    """Class scores for an exit's metric loss, of the student's kind, and the weight of their cross-entropy."""
+    if config.classes is None and has_proxies(loss):
+        return ProxyScores(loss), 0.0
+    section = config.classes or ClassesConfig()
+    return ClassHead(dim=dim, classes=classes, subclasses=section.subclasses, scale=section.scale), section.weight
+
+
+def _exits(config: RunConfig, model: EmbeddingModel) -> ExitingModel | None:
+    """The model with exits, where a term trains them."""
+    trained = [
+        term.name
+        for index, term in enumerate(config.distill)
+        if registry.lookup(registry.METHODS, "self-distillation method", term.name, ("distill", index)).exits
+    ]
+    if not trained:
+        if config.exits is not None:
+            raise ConfigError("no term of distill trains exits, as byot does; leave exits out", ("exits",))
+        return None
+    return _built(ExitingModel, (config.exits or ExitsConfig()).model_dump(), ("exits",), model=model)
 
 
 def _check_subclasses(terms: Sequence[Term], scores: ClassScores | None) -> None:

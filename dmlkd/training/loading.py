@@ -11,6 +11,12 @@ from dmlkd.models.saved import fit_name, run_folder
 CLASSES = "classes.safetensors"
 """File of a run folder: the class scores of the training classes, if the run had them."""
 
+EXITS = "exits"
+"""Folder of a run folder, and key of ``metrics.json``: the exits of the network, each a model, if the run had them."""
+
+WHOLE = "whole"
+"""Name of the whole network among the exits in ``metrics.json``."""
+
 
 class FinishedRun(NamedTuple):
     """What a run folder holds.

@@ -19,14 +19,14 @@ from dmlkd.data.preprocessing import Preprocessing, save_transforms
 from dmlkd.errors import ConfigError, Interrupted, TrainingError, UserError
 from dmlkd.export.card import model_card
 from dmlkd.files import write_csv, write_json, write_text
-from dmlkd.models import ClassifyingModel, EmbeddingModel, fingerprint, save_classes
+from dmlkd.models import ClassifyingModel, EmbeddingModel, cost, fingerprint, save_classes
 from dmlkd.retrieval import Scores
 from dmlkd.training.building import Parts, build
 from dmlkd.training.building_data import build_preprocessing
 from dmlkd.training.determinism import determinism
 from dmlkd.training.fitting import FitResult, fit
 from dmlkd.training.folder import LOCK, held_by_first, sweep
-from dmlkd.training.loading import CLASSES
+from dmlkd.training.loading import CLASSES, EXITS, WHOLE
 from dmlkd.training.measuring import embed_test, measure_seen
 from dmlkd.training.processes import Processes, together
 from dmlkd.training.provenance import record, versions
@@ -194,6 +194,10 @@ def _run(config: RunConfig, parts: Parts, out: Path, stop: Stop, *, resumed: boo
         else:
             result.load_best(parts.student)
             by_epoch["best"] = _scores(model, test, config)
+    encoders = parts.encoders()
+    exits = {name: _costly(encoder, test, dict(_scores(encoder, test, config))) for name, encoder in encoders.items()}
+    if exits:
+        exits[WHOLE] = _costly(model, test, dict(by_epoch[reported]))
     seen = None
     if parts.data.seen is not None and isinstance(parts.student, ClassifyingModel):
         seen = measure_seen(model, parts.student.classes, parts.data.seen, workers=config.data.workers)._asdict()
@@ -202,13 +206,14 @@ def _run(config: RunConfig, parts: Parts, out: Path, stop: Stop, *, resumed: boo
         "val": {name.removeprefix("val/"): value for name, value in result.metrics.items() if name.startswith("val/")},
         "epoch": {"last": result.last_epoch, "best": result.best_epoch, "reported": reported},
         **({} if seen is None else {"seen": seen}),
+        **({"exits": exits} if exits else {}),
         "test_by_epoch": {name: dict(scores) for name, scores in by_epoch.items()},
         "baselines": {name: dict(scores) for name, scores in baselines.items()},
         "data": {**parts.data.counts(), "test_queries_left_out": by_epoch[reported].left_out},
         "seed": config.train.seed,
         "versions": versions(),
     }
-    processes.from_first(lambda: _write_results(config, parts.student, metrics, out))
+    processes.from_first(lambda: _write_results(config, parts, encoders, metrics, out))
     return RunResult(out, metrics, result)
 
 
@@ -223,14 +228,23 @@ def _record(data: DataSplits, out: Path) -> None:
 
 
 def _write_results(
-    config: RunConfig, student: EmbeddingModel | ClassifyingModel, metrics: dict[str, Any], out: Path
+    config: RunConfig, parts: Parts, encoders: dict[str, EmbeddingModel], metrics: dict[str, Any], out: Path
 ) -> None:
-    model = student.model if isinstance(student, ClassifyingModel) else student
-    _save_model(model, out / "model", build_preprocessing(config.data))
-    write_text(out / "model" / "README.md", model_card(model, metrics, config.to_yaml()))
-    if isinstance(student, ClassifyingModel):
-        save_classes(student.classes, out / CLASSES)
+    preprocessing = build_preprocessing(config.data)
+    for name, encoder in encoders.items():
+        folder = out / EXITS / name
+        _save_model(encoder, folder, preprocessing)
+        write_text(folder / "README.md", model_card(encoder, metrics | metrics["exits"][name], config.to_yaml()))
+    _save_model(parts.model, out / "model", preprocessing)
+    write_text(out / "model" / "README.md", model_card(parts.model, metrics, config.to_yaml()))
+    if isinstance(parts.student, ClassifyingModel):
+        save_classes(parts.student.classes, out / CLASSES)
     write_json(out / "metrics.json", metrics)
+
+
+def _costly(model: EmbeddingModel, test: ImageDataset, scores: dict[str, float]) -> dict[str, Any]:
+    """What a model scores beside what it costs."""
+    return {"test": scores, **cost(model, shape=test[0].images.shape)._asdict()}
 
 
 def _scores(model: nn.Module, dataset: ImageDataset, config: RunConfig) -> Scores:

@@ -39,6 +39,6 @@ def checkpointed_trunk(train: TrainConfig, model: nn.Module) -> Trunk | None:
         return None
     trunk = getattr(model, "trunk", None)
     if not isinstance(trunk, Trunk) or len(trunk.stages) < 2:
-        message = "needs a backbone of several stages, a ResNet or convnet4; train.chunk_size suits any"
+        message = "needs a backbone of several stages; train.chunk_size suits any"
         raise ConfigError(message, ("train", "checkpoint_trunk"))
     return trunk

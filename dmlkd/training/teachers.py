@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from dmlkd.distill import FrozenTeacher, OutOfFoldTeacher
 from dmlkd.errors import UserError
-from dmlkd.models import ClassifyingModel, EmbeddingModel
+from dmlkd.models import ClassifyingModel, EmbeddingModel, ExitingModel, embedding_model
 from dmlkd.signals import Need
 from dmlkd.training.loading import earlier_fit, load_network, named_run
 
 LEFT_OUT = "left_out.csv"
 """File of a run folder: the rows of the training images that the run did not train on."""
 
-Network = EmbeddingModel | ClassifyingModel
+Network = EmbeddingModel | ExitingModel | ClassifyingModel
 
 _SCORES: tuple[Need, ...] = ("logits", "subclass_logits")
 
@@ -98,8 +98,7 @@ def out_of_fold(
 
 
 def _for_student(taught: Network, name: str, student: Network) -> Network:
-    models = (n.model if isinstance(n, ClassifyingModel) else n for n in (taught, student))
-    theirs, own = (model.in_channels for model in models)
+    theirs, own = (embedding_model(network).in_channels for network in (taught, student))
     if theirs != own:
         raise UserError(f"{name} takes images of {theirs} channels, the student's have {own}")
     return taught

@@ -14,6 +14,7 @@ from lightning import Callback
 from dmlkd.config import load_config
 from dmlkd.data import ClassBalancedBatchSampler
 from dmlkd.data.sampling import Rows
+from dmlkd.exits import Exit
 from dmlkd.files import write_csv, write_json
 from dmlkd.training import fit
 from dmlkd.training.building import Parts, build
@@ -57,10 +58,16 @@ EQUAL = {
         "data.image_size=16",
         "classes={scale: 4}",
     ],
+    "exits, chunks": [
+        "distill=[{name: byot, weight: 1, hint: 1e-3}, {name: byot_posterior, weight: 1}]",
+        "classes={scale: 4}",
+        "train.chunk_size=10",
+    ],
     "head alone first": ["train.head_only_epochs=1"],
 }
 ALIKE = {
     "miner that draws": ["metric_loss=TripletMarginLoss", "miner=DistanceWeightedMiner"],
+    "exits with batch norm": ["distill=[{name: byot, weight: 1}]", "metric_loss=ProxyAnchorLoss"],
     "live batch norm, augmented": [
         "model.frozen_batch_norm=false",
         "data.transform=handwriting",
@@ -108,6 +115,8 @@ def recorded(overrides: list[str], out: Path) -> dict:
     seen = Recorder()
     parts.student.double()
     parts.objective.double()
+    if overrides in EQUAL.values():
+        _leave_out_batch_norm_of_exits(parts.student)
     _normalise(parts.model, parts.data.train.batch(list(range(0, 900, 5))).images.double())
     data = replace(parts.data, on_device=torch.Tensor.double)
     fit(parts.student, parts.objective, data, config.train, out=out, sampler=sampler, callbacks=[seen])
@@ -125,6 +134,14 @@ def _fits(folder: Path, parts: Parts) -> None:
         write_csv(folder / name / "left_out.csv", rows)
         write_json(folder / name / "metrics.json", {})
         torch.nn.init.normal_(parts.model.head.weight)
+
+
+def _leave_out_batch_norm_of_exits(student: torch.nn.Module) -> None:
+    """It is live where the backbone's is frozen, so that each process would normalise by its own share."""
+    for leaving in (module for module in student.modules() if isinstance(module, Exit)):
+        for index, part in enumerate(leaving.bottleneck):
+            if isinstance(part, torch.nn.BatchNorm2d):
+                leaving.bottleneck[index] = torch.nn.Identity()
 
 
 def _normalise(model: torch.nn.Module, images: torch.Tensor) -> None:

@@ -86,6 +86,12 @@ KINDS = {
         "distill=[{name: sfr, weight: 1, stage: 0}, {name: dynamic_smoothing, weight: 1, epsilon: 0.5}]",
         "data.image_size=16",
     ],
+    "exits with proxies of their own, averaged weights": [
+        "distill=[{name: byot, weight: 1}, {name: byot_posterior, weight: 0.5}]",
+        "metric_loss={name: NormalizedSoftmaxLoss, temperature: 0.1}",
+        "miner=null",
+        "train.ema_decay=0.8",
+    ],
     "averaged weights, early stopping, stages again": [
         "train.ema_decay=0.8",
         "train.early_stop_epochs=1",
