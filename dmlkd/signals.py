@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Need = Literal["embeddings", "features", "logits", "subclass_logits", "stages"]
+Need = Literal["embeddings", "features", "logits", "subclass_logits", "stages", "metric_gradient"]
 """A field of :class:`Signals` that a distillation method can ask for."""
 
 
@@ -47,6 +47,8 @@ class Signals(NamedTuple):
         logits: (B, C) class scores; None if the network has no class weights or they were not asked for.
         stages: the trunk's feature maps, shallow to deep, (B, C_k, H_k, W_k) each; None if not asked for.
         subclass_logits: (B, C, K) scores of K subclasses of each class; None as ``logits`` is.
+        metric_gradient: (B, D) gradient of the metric loss with respect to the embeddings, itself without gradient;
+            None if not asked for. No network says this: the objective adds it to what the student says.
     """
 
     embeddings: Tensor
@@ -54,6 +56,7 @@ class Signals(NamedTuple):
     logits: Tensor | None = None
     stages: tuple[Tensor, ...] | None = None
     subclass_logits: Tensor | None = None
+    metric_gradient: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Signals":
         """Every tensor that is there, put through a function."""

@@ -1,12 +1,13 @@
 """The configuration of a run: sections, reading and checking."""
 
 from dmlkd.config.load import checked_data, load_config, nested_part
-from dmlkd.config.plan import PlanConfig, PlanFit, load_training
+from dmlkd.config.plan import PlanConfig, PlanFit, load_training, same_images
 from dmlkd.config.schema import (
     ClassesConfig,
     DataConfig,
     EvalConfig,
     Part,
+    ReplayConfig,
     RunConfig,
     StartConfig,
     TermConfig,
@@ -22,6 +23,7 @@ __all__ = [
     "Part",
     "PlanConfig",
     "PlanFit",
+    "ReplayConfig",
     "RunConfig",
     "StartConfig",
     "TermConfig",
@@ -33,4 +35,5 @@ __all__ = [
     "load_training",
     "nested_part",
     "parameters",
+    "same_images",
 ]

@@ -27,6 +27,7 @@ from dmlkd.training.objective import Objective, Term
 from dmlkd.training.processes import Processes, check
 from dmlkd.training.proxies import ProxyScores, has_proxies
 from dmlkd.training.rates import lr_schedule
+from dmlkd.training.replay import with_memory
 from dmlkd.training.settings import check_settings, checkpointed_trunk
 from dmlkd.training.starting import start_metric_loss, start_model
 
@@ -49,12 +50,13 @@ class Parts:
         return self.student.model if isinstance(self.student, ClassifyingModel) else self.student
 
 
-def build(config: RunConfig, runs: Path | None = None) -> Parts:
+def build(config: RunConfig, runs: Path | None = None, *, recorded: Path | None = None) -> Parts:
     """Build data, model, objective and sampler.
 
     Args:
         config: the configuration.
         runs: the folder that the run folder is in, where earlier fits of the same plan lie; None: there are none.
+        recorded: the run's own record of the images it replays, which is taken if it is there.
 
     Raises:
         ConfigError: if one of them refuses its arguments, or they do not fit together.
@@ -62,14 +64,22 @@ def build(config: RunConfig, runs: Path | None = None) -> Parts:
     """
     check_train(config.train)
     data = build_data(config.data, seed=config.train.seed)
+    if config.data.replay is not None:
+        data = _built(with_memory, {}, ("data", "replay"), config=config, data=data, runs=runs, recorded=recorded)
     check_settings(config.train, validated=data.val is not None)
     sampler = build_sampler(data.train, config.train, rows=data.trained)
     model = build_model(config, in_channels=data.train.channels, runs=runs)
     checkpointed_trunk(config.train, model)
     _check_smooth_ap(config, data.train.targets if data.trained is None else data.train.targets[data.trained])
-    classes = int(data.train.targets.max()) + 1
     student, objective = build_losses(
-        config, model, classes=classes, rows=len(data.train), paths=data.train.paths, runs=runs
+        config,
+        model,
+        classes=int(data.train.targets.max()) + 1,
+        rows=len(data.train),
+        paths=data.train.paths,
+        targets=data.train.targets,
+        replayed=data.replayed,
+        runs=runs,
     )
     return Parts(data, student, objective, sampler)
 
@@ -138,6 +148,8 @@ def build_losses(
     classes: int,
     rows: int,
     paths: NDArray[np.str_] | None = None,
+    targets: NDArray[np.int64] | None = None,
+    replayed: NDArray[np.int64] | None = None,
     runs: Path | None = None,
 ) -> tuple[EmbeddingModel | ClassifyingModel, Objective]:
     """Build metric loss, miner, class scores and terms for a model and a number of training classes and images.
@@ -148,6 +160,8 @@ def build_losses(
         classes: C, how many there are to train on.
         rows: N, training images.
         paths: (N,) of them, for teachers that ask which image a row is.
+        targets: (N,) their classes, for the same.
+        replayed: (R,) those that are kept from classes of earlier fits; None: no memory.
         runs: where earlier fits of the same plan lie, as of :func:`build`.
 
     Returns:
@@ -182,6 +196,8 @@ def build_losses(
         "miner": miner,
         "classes": classes,
         "paths": paths,
+        "targets": targets,
+        "replayed": replayed,
         "runs": runs,
     }
     if isinstance(student, ClassifyingModel):
