@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,11 +15,7 @@ from torch import nn
 
 from dmlkd import registry
 from dmlkd.config import ClassesConfig, Part, RunConfig, TermConfig, TrainConfig, checked, nested_part, parameters
-from dmlkd.data import (
-    ClassBalancedBatchSampler,
-    DataSplits,
-    ImageDataset,
-)
+from dmlkd.data import ClassBalancedBatchSampler, DataSplits, ImageDataset
 from dmlkd.distill import CrossEntropy, Schedule, Teacher
 from dmlkd.errors import ConfigError, UserError
 from dmlkd.models import ClassHead, ClassifyingModel, ClassScores, EmbeddingModel
@@ -71,16 +68,10 @@ def build(config: RunConfig, runs: Path | None = None, *, recorded: Path | None 
     model = build_model(config, in_channels=data.train.channels, runs=runs)
     checkpointed_trunk(config.train, model)
     _check_smooth_ap(config, data.train.targets if data.trained is None else data.train.targets[data.trained])
-    student, objective = build_losses(
-        config,
-        model,
-        classes=int(data.train.targets.max()) + 1,
-        rows=len(data.train),
-        paths=data.train.paths,
-        targets=data.train.targets,
-        replayed=data.replayed,
-        runs=runs,
-    )
+    train = data.train
+    known = {"paths": train.paths, "targets": train.targets, "replayed": data.replayed}
+    classes = int(train.targets.max()) + 1
+    student, objective = build_losses(config, model, classes=classes, rows=len(train), known=known, runs=runs)
     return Parts(data, student, objective, sampler)
 
 
@@ -147,9 +138,7 @@ def build_losses(
     *,
     classes: int,
     rows: int,
-    paths: NDArray[np.str_] | None = None,
-    targets: NDArray[np.int64] | None = None,
-    replayed: NDArray[np.int64] | None = None,
+    known: Mapping[str, Any] = MappingProxyType({"paths": None, "targets": None, "replayed": None}),
     runs: Path | None = None,
 ) -> tuple[EmbeddingModel | ClassifyingModel, Objective]:
     """Build metric loss, miner, class scores and terms for a model and a number of training classes and images.
@@ -159,9 +148,8 @@ def build_losses(
         model: the embedding model of the student.
         classes: C, how many there are to train on.
         rows: N, training images.
-        paths: (N,) of them, for teachers that ask which image a row is.
-        targets: (N,) their classes, for the same.
-        replayed: (R,) those that are kept from classes of earlier fits; None: no memory.
+        known: what is known of them, for parts that ask: their (N,) "paths" and "targets", the rows (R,) that are
+            "replayed"; each None where there is no such thing.
         runs: where earlier fits of the same plan lie, as of :func:`build`.
 
     Returns:
@@ -195,10 +183,8 @@ def build_losses(
         "metric_loss": metric_loss,
         "miner": miner,
         "classes": classes,
-        "paths": paths,
-        "targets": targets,
-        "replayed": replayed,
         "runs": runs,
+        **known,
     }
     if isinstance(student, ClassifyingModel):
         supplies |= {"class_scores": student.classes, "classify": student.classify}

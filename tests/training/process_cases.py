@@ -50,6 +50,11 @@ EQUAL = {
         "{name: subclass_spread, weight: 0.1}, {name: beta_smoothing, weight: 1}]",
         "classes={subclasses: 2, scale: 4}",
     ],
+    "embeddings held, selectively too": [
+        "distill=[{name: sril, weight: 1, teacher: previous_epoch}, "
+        "{name: embedding, weight: 1, teacher: previous_epoch}]",
+        "classes={}",
+    ],
     "head alone first": ["train.head_only_epochs=1"],
 }
 ALIKE = {
