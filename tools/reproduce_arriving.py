@@ -167,8 +167,8 @@ def page(runs: dict[str, list[Steps]], where: str, versions: dict[str, str]) -> 
 
 Recall@1 in %, of Omniglot-small with its training classes in four tasks:
 [what each column is](../arriving.md#measures). Mean ± standard deviation over seeds 0 to {seeds - 1}, which deal out
-the classes too; difference from the first row with its paired 95 % interval (Student's t), in bold where that leaves out 0;
-of three seeds such intervals are wide. "Old" is the model after the third task, the others are those after the fourth.
+the classes too; difference from the first row with its paired 95 % interval (Student's t), in bold where that leaves
+out 0; of three seeds such intervals are wide. "Old" is the model after the third task, the others are those after the fourth.
 Joint training sees all classes at once, and is no method but a line to measure by.
 
 {tables(runs)}
