@@ -7,7 +7,7 @@ from typing_extensions import override
 
 from dmlkd.distill.checks import whole
 from dmlkd.distill.method import DistillationMethod
-from dmlkd.distill.teachers import FrozenTeacher, Teacher
+from dmlkd.distill.teachers import Teacher
 from dmlkd.signals import Batch, Need, Signals
 
 
@@ -43,20 +43,20 @@ def embedding_distance(*, student: Tensor, teacher: Tensor, rows: Tensor | None 
 
 
 def check_dimension(method: str, dim: int | None, teacher: Teacher) -> None:
-    """Refuse a network that embeds into another dimension than the student.
+    """Refuse a teacher whose embeddings have another dimension than the student's, as far as that is known.
 
     Args:
         method: in the message.
         dim: D of the student; None: not known.
-        teacher: checked where it is one network that says its dimension.
+        teacher: of the term.
 
     Raises:
         ValueError: giving both.
     """
-    theirs = getattr(teacher.network, "dim", None) if isinstance(teacher, FrozenTeacher) else None
-    if None not in (dim, theirs) and theirs != dim:
+    others = sorted(teacher.dims - {dim})
+    if dim is not None and others:
         raise ValueError(
-            f"{method} compares embeddings of one dimension, the teacher's have {theirs}, the student's {dim}"
+            f"{method} compares embeddings of one dimension, the teacher's have {others[0]}, the student's {dim}"
         )
 
 

@@ -62,7 +62,13 @@ class WiderHeadsTeacher(Teacher):
         )
         self.metric_losses = nn.ModuleList(metric_loss(dim) for dim in dims)
         self.miner = miner
+        self._dims = frozenset(dims)
         self._steps = 0
+
+    @property
+    @override
+    def dims(self) -> frozenset[int]:
+        return self._dims
 
     @property
     @override

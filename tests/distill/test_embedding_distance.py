@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmlkd import EmbeddingModel
-from dmlkd.distill import EmbeddingDistillation, FrozenTeacher, MovingAverageTeacher, embedding_distance
+from dmlkd.distill import (
+    EmbeddingDistillation,
+    FrozenTeacher,
+    MovingAverageTeacher,
+    OutOfFoldTeacher,
+    WiderHeadsTeacher,
+    embedding_distance,
+)
 from dmlkd.training import Term
 
 SIZES = st.tuples(st.integers(1, 7), st.integers(1, 5), st.integers(0, 2**20))
@@ -47,8 +54,13 @@ def test_a_teacher_of_another_dimension_is_refused_beforehand():
     student, other = EmbeddingModel(in_channels=1, dim=8), EmbeddingModel(in_channels=1, dim=6)
     with pytest.raises(ValueError, match="the teacher's have 6, the student's 8"):
         Term(EmbeddingDistillation(dim=8), FrozenTeacher(other))
-    Term(EmbeddingDistillation(dim=8), FrozenTeacher(student))
-    Term(EmbeddingDistillation(dim=8), MovingAverageTeacher(student))
+    heads = WiderHeadsTeacher(features=4, metric_loss=lambda _: torch.nn.Identity(), dims=[8, 16])
+    folds = OutOfFoldTeacher([student, other], torch.tensor([0, 1]))
+    for teacher, dim in ((heads, 16), (folds, 6), (MovingAverageTeacher(other), 6)):
+        with pytest.raises(ValueError, match=f"the teacher's have {dim}, the student's 8"):
+            Term(EmbeddingDistillation(dim=8), teacher)
+    for teacher in (FrozenTeacher(student), MovingAverageTeacher(student), FrozenTeacher(torch.nn.Identity())):
+        Term(EmbeddingDistillation(dim=8), teacher)
 
 
 BAD = {

@@ -196,7 +196,7 @@ BAD = {
     "interpolation": (lambda: SelectiveRegularisation(interpolation=1.5), "interpolation must be a number from 0 to 1"),
     "dim": (lambda: SelectiveRegularisation(dim=0), "dim must be a whole number of at least 1, got 0"),
     "no network": (
-        lambda: Term(SelectiveRegularisation(), PartnerTeacher()),
+        lambda: SelectiveRegularisation().check_teacher(PartnerTeacher()),
         "weights go toward a network's, and PartnerTeacher is none",
     ),
     "other dimension": (
