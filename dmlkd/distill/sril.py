@@ -77,7 +77,6 @@ class SelectiveRegularisation(DistillationMethod):
         interpolation: a, from 0 (none) to 1.
         dim: D of the student, which a teacher's must be; None: that is not checked.
         network: the student, whose weights a teacher's must fit; None: the same.
-        rows: N, training images.
         replayed: (R,) rows of the images of old classes; None: there are none.
 
     Raises:
@@ -93,20 +92,16 @@ class SelectiveRegularisation(DistillationMethod):
         interpolation: float = 1.0,
         dim: int | None = None,
         network: nn.Module | None = None,
-        rows: int = 0,
         replayed: NDArray[np.int64] | None = None,
     ) -> None:
         super().__init__()
         self.dim = None if dim is None else whole("dim", dim)
         self.interpolation = within("interpolation", interpolation, 0, 1)
         self._shapes = None if network is None else _shapes(network)
-        old = torch.zeros(rows, dtype=torch.bool)
-        if replayed is not None:
-            old[torch.from_numpy(replayed)] = True
-        self.register_buffer("_old", old, persistent=False)
-        self.register_buffer(
-            "_confidence", torch.zeros(2)
-        )  # of student and teacher in old images of this epoch, summed
+        rows = torch.from_numpy(np.empty(0, np.int64) if replayed is None else replayed)
+        self.register_buffer("_replayed", rows, persistent=False)
+        # Of student and teacher in old images, summed over the steps of the epoch.
+        self.register_buffer("_confidence", torch.zeros(2))
 
     @override
     def check_teacher(self, teacher: Teacher) -> None:
@@ -155,7 +150,7 @@ class SelectiveRegularisation(DistillationMethod):
         assert teacher is not None
         assert teacher.logits is not None
         assert student.logits is not None
-        old = self.get_buffer("_old")[batch.rows]
+        old = torch.isin(batch.rows, self.get_buffer("_replayed"))
         self.watch(student=student.logits, teacher=teacher.logits, labels=batch.labels, old=old)
         loss: Tensor = self(
             student=student.embeddings,

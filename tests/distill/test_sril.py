@@ -140,7 +140,7 @@ def taught(**arguments):
     from pytorch_metric_learning.losses import ContrastiveLoss
 
     student, teacher = network(), network()
-    method = SelectiveRegularisation(dim=8, network=student, rows=6, replayed=np.array([0, 2, 3]), **arguments)
+    method = SelectiveRegularisation(dim=8, network=student, replayed=np.array([0, 2, 3]), **arguments)
     objective = Objective(ContrastiveLoss(), [Term(method, FrozenTeacher(teacher), name="sril")])
     objective.start_epoch(student, 0, 2)
     return student, objective, method, teacher
@@ -187,7 +187,7 @@ def test_the_end_of_an_epoch_moves_the_student_and_forgets_what_it_saw():
 def test_what_it_saw_of_an_epoch_is_in_its_state_and_the_rows_are_not():
     _, _, method, _ = taught()
     method.get_buffer("_confidence").copy_(torch.tensor([1.0, 2.0]))
-    other = SelectiveRegularisation(rows=6)
+    other = SelectiveRegularisation()
     other.load_state_dict(method.state_dict())
     assert other.share == method.share == 0.5
 

@@ -17,7 +17,7 @@ from dmlkd.errors import ConfigError, UserError
 from dmlkd.export import embed
 from dmlkd.retrieval import evaluate
 from dmlkd.retrieval.arriving import forgetting
-from dmlkd.training import plans, resume_plan, run_plan
+from dmlkd.training import EmbeddingModule, Objective, plans, resume_plan, run, run_plan
 from dmlkd.training.arriving import measure_tasks
 from dmlkd.training.building import build
 from dmlkd.training.building_data import build_task_images, build_training_images
@@ -320,6 +320,25 @@ def test_the_fits_of_the_plan_go_on_from_each_other_and_interpolate(whole):
     last = json.loads((whole / "fits" / "second" / "run.json").read_text())
     assert last["data"]["replayed"]["images"] == 51 // len(memory(whole, "second")) * len(memory(whole, "second"))
     plans._rehearse(load_training(whole / "plan.yaml")[0].fits[1])
+
+
+def test_the_end_of_an_epoch_comes_once_after_its_last_step_and_before_validation(monkeypatch, configs, tmp_path):
+    said = []
+    for kind, name in (
+        (Objective, "end_epoch"),
+        (Objective, "after_step"),
+        (EmbeddingModule, "on_validation_epoch_start"),
+    ):
+        real = getattr(kind, name)
+        monkeypatch.setattr(kind, name, lambda *given, real=real, name=name: (said.append(name), real(*given))[1])
+    short = ["train.epochs=2", "train.batch_size=48", "data.image_size=8", "model.backbone_args.width=4"]
+    config = load_config(
+        configs / "digits.yaml", [*short, "data.transform=plain", "distill=[]", "data.validation=0.4"]
+    )[0]
+    run(config, tmp_path / "run")
+    steps = said.index("end_epoch")
+    assert steps > 5
+    assert said == 2 * (["after_step"] * steps + ["end_epoch", "on_validation_epoch_start"])
 
 
 def test_exemplars_are_the_first_kept_and_else_by_herding():
