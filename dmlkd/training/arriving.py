@@ -83,7 +83,13 @@ def measure_tasks(folder: Path, *, metric: str = "recall@1") -> TaskScores:
         scores = evaluate(**arguments, metrics=[metric])
         if metric not in scores.per_query:
             raise UserError(f"{metric} is no mean over queries, which could be taken over those of each task")
-        return task_means(scores.per_query[metric], held_out.tasks)[list(order)]
+        means = task_means(scores.per_query[metric], held_out.tasks)
+        if np.isnan(means).any():
+            raise UserError(
+                f"task {int(np.isnan(means).argmax())} has no two held-out images of one class: hold out a larger share "
+                "(data.held_out_images)"
+            )
+        return means[list(order)]
 
     steps: list[AfterTask] = []
     before: _Embedded | None = None

@@ -43,10 +43,13 @@ def with_memory(config: RunConfig, data: DataSplits, *, runs: Path | None, recor
             for each, or the nearest classes are asked for and the earlier fit has no class scores.
         UserError: if there is no such fit, or it is of other images.
     """
-    if recorded is not None and recorded.is_file():
-        rows = recorded_rows(recorded, data.train.paths)
-    else:
-        rows = Processes.now().from_first(lambda: _chosen(config, data, runs))
+
+    def found() -> Rows:
+        if recorded is not None and recorded.is_file():
+            return recorded_rows(recorded, data.train.paths)
+        return _chosen(config, data, runs)
+
+    rows = Processes.now().from_first(found)
     own = np.arange(len(data.train)) if data.trained is None else data.trained
     return replace(data, trained=np.union1d(own, rows), replayed=rows)
 

@@ -249,6 +249,22 @@ def test_a_plan_that_has_no_tasks_to_measure_is_refused(whole, tmp_path, old, me
         measure_tasks(edited(whole, tmp_path, old))
 
 
+def test_a_task_without_two_held_out_images_of_a_class_is_refused(monkeypatch, whole):
+    from dmlkd.training import arriving
+
+    real = arriving.build_task_images
+
+    def without_any_of_task_1(config, *, seed):
+        found = real(config, seed=seed)
+        rows = np.flatnonzero(found.tasks == 1)
+        found.images.labels[rows] = 1000 + rows  # each alone in its class
+        return found
+
+    monkeypatch.setattr(arriving, "build_task_images", without_any_of_task_1)
+    with pytest.raises(UserError, match="task 1 has no two held-out images of one class: hold out a larger share"):
+        measure_tasks(whole)
+
+
 def test_a_folder_without_plan_an_unfinished_one_and_another_kind_of_metric_are_refused(whole, tmp_path):
     with pytest.raises(UserError, match=r"is no plan folder: it has no plan\.yaml"):
         measure_tasks(tmp_path)
