@@ -86,8 +86,8 @@ def measure_tasks(folder: Path, *, metric: str = "recall@1") -> TaskScores:
         means = task_means(scores.per_query[metric], held_out.tasks)
         if np.isnan(means).any():
             raise UserError(
-                f"task {int(np.isnan(means).argmax())} has no two held-out images of one class: hold out a larger share "
-                "(data.held_out_images)"
+                f"task {int(np.isnan(means).argmax())} has no two held-out images of one class: hold out a larger "
+                "share (data.held_out_images)"
             )
         return means[list(order)]
 

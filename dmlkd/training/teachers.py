@@ -44,8 +44,8 @@ def finished_run(
         path: a run folder, or a model folder written by ``save_pretrained``. It gives class scores if it is the folder
             of a run that had them, of as many classes, and scores of subclasses if there are as many of each class.
         fit: instead, the name of an earlier fit of the same plan.
-        trained_classes: score only classes that the run had images of (``data.task``): minus infinity for the others, which
-            "discriminative", "sril" and "posterior" (by "kl") understand.
+        trained_classes: score only classes that the run had images of (``data.task``): minus infinity for the others,
+            which "discriminative", "sril" and "posterior" (by "kl") understand.
         mode: "eval" or "train", the mode it runs in.
         chunk_size: how many images it runs on at a time; None: on the whole batch.
         runs: where earlier fits of the same plan lie; None: there are none.
