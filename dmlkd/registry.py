@@ -71,6 +71,10 @@ METHODS = {
     ),
     "cross_entropy": MethodEntry("dmlkd.distill:CrossEntropy", teacher=None, schedule="constant", classes=True),
     "cs_kd": MethodEntry("dmlkd.distill:PosteriorDistillation", teacher="partner", schedule="constant", classes=True),
+    "discriminative": MethodEntry(
+        "dmlkd.distill:DiscriminativeDistillation", teacher="finished_run", schedule="constant", classes=True
+    ),
+    "embedding": MethodEntry("dmlkd.distill:EmbeddingDistillation", teacher="finished_run", schedule="constant"),
     "kddg": MethodEntry(
         "dmlkd.distill:GradientFilteredDistillation", teacher="finished_run", schedule="constant", classes=True
     ),
@@ -86,6 +90,9 @@ METHODS = {
     "sd_dropout": MethodEntry("dmlkd.distill:SelfDistillationDropout", teacher=None, schedule="constant", classes=True),
     "sfr": MethodEntry("dmlkd.distill:SelfFeatureRegularization", teacher=None, schedule="constant"),
     "skd": MethodEntry("dmlkd.distill:skd", teacher="class_geometry", schedule="constant", classes=True),
+    "sril": MethodEntry(
+        "dmlkd.distill:SelectiveRegularisation", teacher="finished_run", schedule="constant", classes=True
+    ),
     "subclass": MethodEntry(
         "dmlkd.distill:SubclassDistillation", teacher="finished_run", schedule="constant", classes=True
     ),

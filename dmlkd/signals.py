@@ -7,7 +7,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Need = Literal["embeddings", "features", "logits", "subclass_logits", "stages", "exit_embeddings", "exit_features"]
+Need = Literal[
+    "embeddings",
+    "features",
+    "logits",
+    "subclass_logits",
+    "stages",
+    "exit_embeddings",
+    "exit_features",
+    "metric_gradient",
+]
 """A field of :class:`Signals` that a distillation method can ask for."""
 
 
@@ -50,6 +59,8 @@ class Signals(NamedTuple):
         exit_embeddings: (B, D) of unit length of each exit, shallow to deep; None if the network has no exits or they
             were not asked for.
         exit_features: (B, F) pooled features of each exit; None as ``exit_embeddings`` are.
+        metric_gradient: (B, D) gradient of the metric loss with respect to the embeddings, itself without gradient;
+            None if not asked for. No network says this: the objective adds it to what the student says.
     """
 
     embeddings: Tensor
@@ -59,6 +70,7 @@ class Signals(NamedTuple):
     subclass_logits: Tensor | None = None
     exit_embeddings: tuple[Tensor, ...] | None = None
     exit_features: tuple[Tensor, ...] | None = None
+    metric_gradient: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Signals":
         """Every tensor that is there, put through a function."""

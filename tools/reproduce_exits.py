@@ -142,7 +142,8 @@ Random weights, 64 dimensions, on the processor, all exits of a backbone taking 
 
 {costs}
 
-Made by `python tools/reproduce_exits.py --costs` and then without it, seeds 0 to {seeds - 1}, from `{CONFIG}` with `{COMMON[0]}` and
+Made by `python tools/reproduce_exits.py --costs` and then without it, seeds 0 to {seeds - 1}, from `{CONFIG}` with
+`{COMMON[0]}` and
 
 {shown}
 

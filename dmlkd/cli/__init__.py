@@ -15,6 +15,7 @@ from dmlkd.cli.exits import exits
 from dmlkd.cli.export import export
 from dmlkd.cli.fidelity import fidelity
 from dmlkd.cli.index import index
+from dmlkd.cli.tasks import tasks
 from dmlkd.cli.train import train
 from dmlkd.errors import Interrupted, UserError
 
@@ -32,6 +33,7 @@ app.command("eval")(evaluate)
 app.command("compare")(compare)
 app.command("fidelity")(fidelity)
 app.command("exits")(exits)
+app.command("tasks")(tasks)
 app.command("embed")(embed)
 app.command("export")(export)
 app.add_typer(index, name="index")

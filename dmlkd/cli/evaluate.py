@@ -1,6 +1,8 @@
 """``dmlkd eval``."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
@@ -9,19 +11,22 @@ from dmlkd.cli.output import print_left_out, print_scores, print_seen
 from dmlkd.errors import UserError
 
 if TYPE_CHECKING:
+    from dmlkd.config import DataConfig
     from dmlkd.retrieval import Scores
 
 _CURVE = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class _Source(NamedTuple):
-    """What to measure: arguments of ``evaluate``, a label, the metrics that it names, and class scores, if any."""
+    """What to measure: arguments of ``evaluate``, a label, the metrics that it names, class scores, if any, and what is
+    measured beside it, by label."""
 
     label: str
     title: str
     arguments: dict[str, Any]
     metrics: tuple[str, ...] = ()
     seen: dict[str, float] | None = None
+    others: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
 
 def evaluate(
@@ -38,6 +43,10 @@ def evaluate(
     options: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Of the data section, such as archive=a.zip; repeatable."),
+    ] = None,
+    gallery_model: Annotated[
+        Path | None,
+        typer.Option(help="Run or saved model that embeds the gallery: are old embeddings of use with a new model?"),
     ] = None,
     metrics: Annotated[
         list[str] | None, typer.Option("--metric", help="Such as recall@5, map@r, mrr, nmi or eer; repeatable.")
@@ -68,15 +77,20 @@ def evaluate(
     if len(given) > 1:
         raise UserError(f"give one of --run, --embeddings and --model, got {' and '.join(given)}")
     strays = {"labels": labels, "gallery": gallery, "gallery_labels": gallery_labels, "data": data, "root": root}
-    _refuse_strays(given[0], **strays, set=options or None)
+    _refuse_strays(given[0], **strays, set=options or None, gallery_model=gallery_model)
     _check_outputs(per_query, plot)
     if run is not None:
-        source = _of_run(run)
+        source = _of_run(run) if gallery_model is None else _in_gallery(gallery_model, run=run)
     elif embeddings is not None:
         source = _of_files(embeddings, labels, gallery, gallery_labels)
     else:
         assert model is not None
-        source = _of_model(model, data, root, options or [])
+        chosen_data = _section(data, root, options or [])
+        source = (
+            _of_model(model, chosen_data)
+            if gallery_model is None
+            else _in_gallery(gallery_model, model=model, data=chosen_data)
+        )
     from dmlkd.retrieval import DEFAULT_METRICS, Index
     from dmlkd.retrieval.metrics import CLUSTERING
 
@@ -93,25 +107,29 @@ def evaluate(
         "index": None if index is None else Index(index, search),
         "sample": sample,
     }
-    if expand is None and rerank is None:
+
+    def measured(arguments: Mapping[str, Any], metrics: list[str]) -> "Scores":
+        if expand is not None or rerank is not None:
+            return _postprocessed(arguments, metrics, expand, rerank, options_of_search)
         from dmlkd.retrieval import evaluate as measure
 
-        scores = measure(**source.arguments, metrics=names + extra, seed=seed, **options_of_search)  # type: ignore[arg-type]
-    else:
-        scores = _postprocessed(source, names + extra, expand, rerank, options_of_search)
+        return measure(**arguments, metrics=metrics, seed=seed, **options_of_search)  # type: ignore[arg-type]
+
+    scores = measured(source.arguments, names + extra)
+    others = {label: dict(measured(arguments, names)) for label, arguments in source.others.items()}
     _write(scores, source.label, per_query, plot)
-    _show(scores, names, source, intervals=intervals, json=json, structure=structure)
+    _show(scores, names, source, others, intervals=intervals, json=json, structure=structure)
 
 
 def _postprocessed(
-    source: _Source, metrics: list[str], expand: str | None, rerank: str | None, options: dict[str, Any]
+    given: Mapping[str, Any], metrics: list[str], expand: str | None, rerank: str | None, options: dict[str, Any]
 ) -> "Scores":
     from dmlkd.retrieval.postprocessing import evaluate_postprocessed
 
     for name, value in options.items():
         if value not in (None, "cosine", "micro"):
             raise UserError(f"--{name} does not go with --{'rerank' if expand is None else 'expand'}")
-    arguments = dict(source.arguments)
+    arguments = dict(given)
     ids = [arguments.pop(name, None) for name in ("query_ids", "gallery_ids")]
     if ids[1] is not None or (ids[0] is not None and len(set(ids[0])) < len(ids[0])):
         raise UserError("identities that are left out of the search do not go with --expand and --rerank")
@@ -121,7 +139,11 @@ def _postprocessed(
 def _refuse_strays(kind: str, **options: object) -> None:
     """Refuse options that belong to another source."""
     of_files = ("labels", "gallery", "gallery_labels")
-    allowed = {"--run": (), "--embeddings": of_files, "--model": ("data", "root", "set")}[kind]
+    allowed = {
+        "--run": ("gallery_model",),
+        "--embeddings": of_files,
+        "--model": ("data", "root", "set", "gallery_model"),
+    }[kind]
     for name, value in options.items():
         if value is not None and name not in allowed:
             raise UserError(f"--{name.replace('_', '-')} does not go with {kind}")
@@ -147,14 +169,40 @@ def _of_run(run: Path) -> _Source:
     return _Source(str(run), where, found.arguments(), found.metrics, None if seen is None else seen._asdict())
 
 
-def _of_model(model: Path, data: str | None, root: Path | None, options: list[str]) -> _Source:
+def _section(data: str | None, root: Path | None, options: list[str]) -> "DataConfig":
     if data is None:
         raise UserError("--model needs --data, the name of a data set")
     from dmlkd.cli.data import section
+
+    return section(data, root, options)
+
+
+def _of_model(model: Path, data: "DataConfig") -> _Source:
     from dmlkd.training.measuring import embed_saved
 
-    found = embed_saved(model, section(data, root, options))
-    return _Source(str(model), _where(f"on the test images of {data}", found.gallery), found.arguments())
+    found = embed_saved(model, data)
+    return _Source(str(model), _where(f"on the test images of {data.name}", found.gallery), found.arguments())
+
+
+def _in_gallery(
+    old: Path, *, run: Path | None = None, model: Path | None = None, data: "DataConfig | None" = None
+) -> _Source:
+    """The queries of one model in the gallery of another, and each model alone."""
+    from dmlkd.models.saved import model_folder
+    from dmlkd.training.loading import load_run
+    from dmlkd.training.measuring import embed_run, embed_saved
+
+    if run is not None:
+        data, new = load_run(run).config.data, embed_run(run)
+    else:
+        assert model is not None
+        assert data is not None
+        new = embed_saved(model, data)
+    theirs = embed_saved(model_folder(old), data)
+    label = str(run or model)
+    alone = {label: new.arguments(), str(old): theirs.arguments()}
+    where = f"of {data.name}, its gallery embedded by {old}"
+    return _Source(f"{label} in {old}", where, new.searching(theirs), new.metrics, others=alone)
 
 
 def _where(words: str, gallery: Any) -> str:
@@ -196,7 +244,16 @@ def _write(scores: "Scores", label: str, per_query: Path | None, plot: Path | No
         plot_recall(plot, {label: scores})
 
 
-def _show(scores: "Scores", names: list[str], source: _Source, *, intervals: bool, json: bool, structure: bool) -> None:
+def _show(
+    scores: "Scores",
+    names: list[str],
+    source: _Source,
+    others: Mapping[str, Mapping[str, float]],
+    *,
+    intervals: bool,
+    json: bool,
+    structure: bool,
+) -> None:
     shown = {name: scores[name] for name in names}
     ends = {n: scores.interval(n) for n in names if n in scores.per_query} if intervals else {}
     counts: dict[str, Any] = {"queries": scores.queries, "left_out": scores.left_out}
@@ -212,9 +269,11 @@ def _show(scores: "Scores", names: list[str], source: _Source, *, intervals: boo
 
         more = {**({"intervals": ends} if intervals else {}), **({"structure": lie} if structure else {})}
         more |= {} if source.seen is None else {"seen": source.seen}
+        more |= {"alone": others} if others else {}
         print(json_text({**shown, **counts, **more}))
         return
     rows = {source.label: shown}
+    rows |= {f"{label} alone": dict(values) for label, values in others.items()}
     if intervals:
         rows |= {f"95 % {end}": {n: ends[n][i] for n in ends} for i, end in enumerate(("from", "to"))}
     print_scores(f"Retrieval of {scores.queries} queries {source.title}, in %", rows)

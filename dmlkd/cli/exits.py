@@ -27,10 +27,10 @@ def exits(
     if metric is not None and metric not in names:
         raise UserError(f"the run did not measure {metric!r}, but {', '.join(names)}")
     if json:
-        from json import dumps
+        from dmlkd.files import json_text
 
         rows = [{**one._asdict(), "folder": str(one.folder)} for one in found]
-        print(dumps({"batch_size": batch_size, "device": device, "exits": rows}, indent=2))
+        print(json_text({"batch_size": batch_size, "device": device, "exits": rows}))
         return
     _print(found, metric or names[0], f"batches of {batch_size} on {device}")
 

@@ -1,13 +1,14 @@
 """The configuration of a run: sections, reading and checking."""
 
 from dmlkd.config.load import checked_data, load_config, nested_part, schedules_within
-from dmlkd.config.plan import PlanConfig, PlanFit, load_training
+from dmlkd.config.plan import PlanConfig, PlanFit, load_training, same_images
 from dmlkd.config.schema import (
     ClassesConfig,
     DataConfig,
     EvalConfig,
     ExitsConfig,
     Part,
+    ReplayConfig,
     RunConfig,
     StartConfig,
     TermConfig,
@@ -24,6 +25,7 @@ __all__ = [
     "Part",
     "PlanConfig",
     "PlanFit",
+    "ReplayConfig",
     "RunConfig",
     "StartConfig",
     "TermConfig",
@@ -35,5 +37,6 @@ __all__ = [
     "load_training",
     "nested_part",
     "parameters",
+    "same_images",
     "schedules_within",
 ]

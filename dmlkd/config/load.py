@@ -8,7 +8,18 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from dmlkd import registry
-from dmlkd.config.schema import DataConfig, EvalConfig, Part, RunConfig, StartConfig, TermConfig, TrainConfig, named
+from dmlkd.config.schema import (
+    ClassesConfig,
+    DataConfig,
+    EvalConfig,
+    Part,
+    ReplayConfig,
+    RunConfig,
+    StartConfig,
+    TermConfig,
+    TrainConfig,
+    named,
+)
 from dmlkd.config.signatures import checked, explain, parameters
 from dmlkd.config.yaml_source import Keys, YamlSource
 from dmlkd.errors import ConfigError, suggestion
@@ -30,6 +41,8 @@ SUPPLIED_TO_TERMS = (
     "class_scores_of",
     "classify",
     "paths",
+    "targets",
+    "replayed",
     "runs",
     "exits",
 )
@@ -93,8 +106,15 @@ def _translated(error: ValidationError) -> ConfigError:
 
 
 def _section_at(path: Keys) -> type[BaseModel]:
-    sections: dict[str | int, type[BaseModel]] = {"train": TrainConfig, "eval": EvalConfig, "start": StartConfig}
-    return sections[path[0]] if path else RunConfig
+    sections: dict[Keys, type[BaseModel]] = {
+        (): RunConfig,
+        ("train",): TrainConfig,
+        ("eval",): EvalConfig,
+        ("start",): StartConfig,
+        ("classes",): ClassesConfig,
+        ("data", "replay"): ReplayConfig,
+    }
+    return sections[path]
 
 
 def _checked_parts(config: RunConfig) -> RunConfig:

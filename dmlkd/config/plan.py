@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from dmlkd.config.load import checked_config, read_source
-from dmlkd.config.schema import Part, RunConfig, TermConfig, named
+from dmlkd.config.schema import DataConfig, Part, ReplayConfig, RunConfig, TermConfig, named
 from dmlkd.config.yaml_source import Keys, YamlSource
 from dmlkd.errors import ConfigError, UserError, suggestion
 
@@ -163,6 +163,8 @@ def _resolved(config: RunConfig, earlier: Sequence[PlanFit]) -> RunConfig:
         changed["start"] = config.start.model_copy(
             update={"fit": _earlier(config.start.fit, earlier, ("start", "fit"))}
         )
+    if config.data.replay is not None:
+        changed["data"] = _resolved_memory(config, config.data.replay, earlier)
     terms = [_resolved_term(term, config, earlier, ("distill", index)) for index, term in enumerate(config.distill)]
     return config.model_copy(update={**changed, "distill": tuple(terms)})
 
@@ -178,6 +180,15 @@ def _resolved_term(term: TermConfig, config: RunConfig, earlier: Sequence[PlanFi
         arguments["fits"] = [_earlier(name, earlier, (*path, index)) for index, name in enumerate(arguments["fits"])]
         _check_folds([fit for fit in earlier if fit.name in arguments["fits"]], config, path)
     return term.model_copy(update={"teacher": Part(name=term.teacher.name, **arguments)})
+
+
+def _resolved_memory(config: RunConfig, replay: ReplayConfig, earlier: Sequence[PlanFit]) -> DataConfig:
+    path: Keys = ("data", "replay", "fit")
+    name = _earlier(replay.fit, earlier, path)
+    theirs = next(fit.config for fit in earlier if fit.name == name)
+    if not same_images(theirs, config):
+        raise ConfigError(f"fit {name} has another data section or train.seed: its rows are not the same", path)
+    return config.data.model_copy(update={"replay": replay.model_copy(update={"fit": name})})
 
 
 def _earlier(name: str, earlier: Sequence[PlanFit], path: Keys) -> str:
@@ -207,6 +218,11 @@ def _check_folds(fits: Sequence[PlanFit], config: RunConfig, path: Keys) -> None
         raise ConfigError(f"must name a fit for each of {config.data.image_folds} folds, these have {folds}", path)
 
 
-def _images(config: RunConfig) -> object:
-    """What settles the training images, their rows and their folds."""
-    return config.data.model_dump(exclude={"image_fold", "workers", "in_memory", "cache"}), config.train.seed
+def same_images(one: RunConfig, other: RunConfig) -> bool:
+    """Whether two fits have the same training images, rows and tasks, whatever task they are of."""
+    return _images(one, without=("task", "replay")) == _images(other, without=("task", "replay"))
+
+
+def _images(config: RunConfig, *, without: Sequence[str] = ("image_fold",)) -> object:
+    """What settles the training images and their rows, but for the part of them that is trained on."""
+    return config.data.model_dump(exclude={*without, "workers", "in_memory", "cache"}), config.train.seed

@@ -35,6 +35,18 @@ NamedPart = Annotated[Part, BeforeValidator(named)]
 _PREPARING = frozenset({"channels", "crop", "image_size", "shorter", "transform"})
 
 
+class ReplayConfig(_Section):
+    """``data.replay``: images of an earlier fit's classes that are trained on again."""
+
+    fit: str = Field(description="the earlier fit of the same plan, whose classes and model they are chosen by")
+    images: int = Field(ge=1, description="of all its classes together, as many of each")
+    nearest: int | None = Field(
+        default=None,
+        ge=1,
+        description="only of so many of its classes, the nearest to each class of the task; None: of all",
+    )
+
+
 class DataConfig(Part):
     """``data``: a reader by name, its arguments, and how its images are prepared."""
 
@@ -61,6 +73,7 @@ class DataConfig(Part):
     image_fold: int | None = Field(default=None, ge=0, description="train on all of them but this; None: on all")
     tasks: int | None = Field(default=None, ge=2, description="deal the training classes out to so many tasks")
     task: int | None = Field(default=None, ge=0, description="train on the classes of this one; None: on all")
+    replay: ReplayConfig | None = Field(default=None, description="and on a few images of an earlier fit's classes")
     test_share: float | None = Field(
         default=None, gt=0, lt=1, description="test on this share of each class's images, train on the others"
     )

@@ -44,6 +44,8 @@ class DataSplits:
         on_device: what is done to a whole training batch (B, C, H, W) on the device; None: nothing, ``train`` does it.
         trained: (M,) ascending rows of ``train`` that batches are drawn from, where a run sees a part of it; rows and
             targets stay those of the whole. None: all.
+        replayed: (R,) those of ``trained`` that are kept from an earlier fit's classes, best first in each class; None:
+            there is no memory.
     """
 
     train: ImageDataset
@@ -54,6 +56,7 @@ class DataSplits:
     seen: ImageDataset | None = None
     on_device: Transform | None = None
     trained: NDArray[np.int64] | None = None
+    replayed: NDArray[np.int64] | None = None
 
     @property
     def left_out(self) -> NDArray[np.int64]:
@@ -62,12 +65,14 @@ class DataSplits:
         return rows[:0] if self.trained is None else np.setdiff1d(rows, self.trained)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Images and classes of each split; of training, those that are trained on."""
+        """Images and classes of each split; of training, those that are trained on, the memory's also apart."""
         trained = slice(None) if self.trained is None else self.trained
         parts = {"train": self.train.labels[trained]}
         for name, part in (("val", self.val), ("test", self.test), ("seen", self.seen)):
             if part is not None:
                 parts[name] = part.labels
+        if self.replayed is not None:
+            parts["replayed"] = self.train.labels[self.replayed]
         counts = {name: {"images": len(part), "classes": len(np.unique(part))} for name, part in parts.items()}
         if self.skipped:
             counts["skipped"] = {"images": len(self.skipped)}

@@ -10,8 +10,10 @@ from dmlkd.distill.beta_smoothing import BetaSmoothing, ranked_beta, smoothed_cr
 from dmlkd.distill.corrected import CorrectedDistillation
 from dmlkd.distill.cross_fitting import OutOfFoldTeacher
 from dmlkd.distill.diffusion import OnlineBatchDiffusion, diffused_lists
+from dmlkd.distill.discriminative import DiscriminativeDistillation
 from dmlkd.distill.dropout import SelfDistillationDropout, mutual_divergence
 from dmlkd.distill.dynamic_smoothing import DynamicSmoothing
+from dmlkd.distill.embedding import EmbeddingDistillation, embedding_distance
 from dmlkd.distill.evidence import EvidenceTeacher, bsd, updated_means
 from dmlkd.distill.functional import divergence_from_lists, listwise_divergence
 from dmlkd.distill.geometry import ClassGeometryTeacher, neighbour_logits, skd
@@ -34,6 +36,7 @@ from dmlkd.distill.posteriors import (
 from dmlkd.distill.remembered_posterior import RememberedPosteriorTeacher, ps_kd
 from dmlkd.distill.schedules import After, Constant, Cosine, LinearRamp, Schedule, WarmUp
 from dmlkd.distill.sfr import SelfFeatureRegularization, local_descriptors, transport_cost
+from dmlkd.distill.sril import SelectiveRegularisation, agreeing, interpolate
 from dmlkd.distill.subclasses import SubclassDistillation, SubclassSpread, subclass_spread
 from dmlkd.distill.teachers import (
     FrozenTeacher,
@@ -56,8 +59,10 @@ __all__ = [
     "CorrectedDistillation",
     "Cosine",
     "CrossEntropy",
+    "DiscriminativeDistillation",
     "DistillationMethod",
     "DynamicSmoothing",
+    "EmbeddingDistillation",
     "EvidenceTeacher",
     "ExitDistillation",
     "FrozenTeacher",
@@ -80,6 +85,7 @@ __all__ = [
     "ResidualLosses",
     "RowMemory",
     "Schedule",
+    "SelectiveRegularisation",
     "SelfDistillationDropout",
     "SelfFeatureRegularization",
     "SnapshotTeacher",
@@ -89,10 +95,13 @@ __all__ = [
     "WarmUp",
     "WiderHeadsTeacher",
     "adversarial_losses",
+    "agreeing",
     "bsd",
     "diffused_lists",
     "divergence_from_lists",
+    "embedding_distance",
     "hint_loss",
+    "interpolate",
     "listwise_divergence",
     "local_descriptors",
     "mixed_cross_entropy",

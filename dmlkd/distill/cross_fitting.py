@@ -54,6 +54,11 @@ class OutOfFoldTeacher(Teacher):
 
     @property
     @override
+    def dims(self) -> frozenset[int]:
+        return frozenset(dim for member in self.members for dim in member.dims)  # type: ignore[union-attr]
+
+    @property
+    @override
     def ready(self) -> bool:
         return True
 

@@ -63,7 +63,13 @@ class WiderHeadsTeacher(Teacher):
         )
         self.metric_losses = nn.ModuleList(metric_loss(dim) for dim in dims)
         self.miner = miner
+        self._dims = frozenset(dims)
         self._steps = Counter()
+
+    @property
+    @override
+    def dims(self) -> frozenset[int]:
+        return self._dims
 
     @property
     @override

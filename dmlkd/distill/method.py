@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from dmlkd.distill.teachers import Teacher
 from dmlkd.signals import Batch, Need, Signals
 
 
@@ -34,6 +35,21 @@ class DistillationMethod(nn.Module, ABC):
 
     def after_step(self) -> None:
         """Called after each step of the optimiser; a method that draws counts them, so that processes draw alike."""
+
+    def check_teacher(self, teacher: Teacher) -> None:
+        """Refuse a teacher that this method cannot be taught by, for another reason than what it gives.
+
+        Raises:
+            ValueError: saying which would be right.
+        """
+
+    def end_epoch(self, network: nn.Module, teacher: Teacher | None) -> None:
+        """Called after the last step of each epoch, before the network is validated; may change the network in place.
+
+        Args:
+            network: the student, as the step left it.
+            teacher: of the term; None: it has none.
+        """
 
     @abstractmethod
     def from_signals(self, *, batch: Batch, student: Signals, teacher: Signals | None) -> Tensor:

@@ -63,6 +63,11 @@ class Teacher(nn.Module, ABC):
     def ready(self) -> bool:
         """Whether there is something to teach yet; a term whose teacher is not ready has weight 0."""
 
+    @property
+    def dims(self) -> frozenset[int]:
+        """The dimensions of the embeddings that it gives, where they are known beforehand."""
+        return frozenset()
+
     @abstractmethod
     def teach(self, *, batch: Batch, student: Signals, needs: Collection[Need]) -> Lesson:
         """What the teacher says of a batch.
@@ -114,6 +119,12 @@ class FrozenTeacher(Teacher):
     @override
     def ready(self) -> bool:
         return True
+
+    @property
+    @override
+    def dims(self) -> frozenset[int]:
+        dim = getattr(self._teaching, "dim", None)
+        return frozenset({dim} if isinstance(dim, int) else ())
 
     @property
     def _teaching(self) -> nn.Module:

@@ -120,6 +120,7 @@ class SavedClasses(ClassScores):
     def __init__(self, centres: Tensor, *, scale: float, combination: Combination, gamma: float) -> None:
         super().__init__()
         self.register_buffer("_centres", centres)
+        self.register_buffer("_known", torch.ones(len(centres), dtype=torch.bool), persistent=False)
         self._scale = scale
         self.combination = combination
         self.gamma = gamma
@@ -132,6 +133,17 @@ class SavedClasses(ClassScores):
     @override
     def centres(self) -> Tensor:
         return self.get_buffer("_centres")
+
+    def only(self, classes: Tensor) -> None:
+        """Score these classes (K,) alone from now on: the scores of others become minus infinity."""
+        known = self.get_buffer("_known")
+        known.fill_(False)[classes] = True
+
+    @override
+    def forward(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        logits, subclasses = super().forward(embeddings)
+        unknown = ~self.get_buffer("_known")
+        return logits.masked_fill(unknown, -torch.inf), subclasses.masked_fill(unknown[:, None], -torch.inf)
 
 
 def save_classes(classes: ClassScores, file: Path) -> None:
@@ -187,6 +199,11 @@ class ClassifyingModel(nn.Module):
     def trunk(self) -> nn.Module:
         """The embedding model's."""
         return self.model.trunk
+
+    @property
+    def dim(self) -> int:
+        """The embedding model's."""
+        return self.model.dim
 
     def forward(self, images: Tensor) -> Tensor:
         """Return (B, D) embeddings of unit length of images (B, C, H, W)."""

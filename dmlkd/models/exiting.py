@@ -65,6 +65,11 @@ class ExitingModel(nn.Module):
         """The embedding model's."""
         return self.model.trunk
 
+    @property
+    def dim(self) -> int:
+        """The embedding model's."""
+        return self.model.dim
+
     def forward(self, images: Tensor) -> Tensor:
         """Return (B, D) embeddings of unit length of images (B, C, H, W): those of the whole network."""
         embeddings: Tensor = self.model(images)

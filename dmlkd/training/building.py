@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,11 +27,7 @@ from dmlkd.config import (
     parameters,
     schedules_within,
 )
-from dmlkd.data import (
-    ClassBalancedBatchSampler,
-    DataSplits,
-    ImageDataset,
-)
+from dmlkd.data import ClassBalancedBatchSampler, DataSplits, ImageDataset
 from dmlkd.distill import CrossEntropy, DistillationMethod, Schedule, Teacher
 from dmlkd.errors import ConfigError, UserError
 from dmlkd.models import (
@@ -47,6 +44,7 @@ from dmlkd.training.objective import Objective, Term
 from dmlkd.training.processes import Processes, check
 from dmlkd.training.proxies import ProxyScores, has_proxies
 from dmlkd.training.rates import lr_schedule
+from dmlkd.training.replay import with_memory
 from dmlkd.training.settings import check_settings, checkpointed_trunk
 from dmlkd.training.starting import start_metric_loss, start_model
 
@@ -75,12 +73,13 @@ class Parts:
         return {} if exiting is None else exiting.encoders()
 
 
-def build(config: RunConfig, runs: Path | None = None) -> Parts:
+def build(config: RunConfig, runs: Path | None = None, *, recorded: Path | None = None) -> Parts:
     """Build data, model, objective and sampler.
 
     Args:
         config: the configuration.
         runs: the folder that the run folder is in, where earlier fits of the same plan lie; None: there are none.
+        recorded: the run's own record of the images it replays, which is taken if it is there.
 
     Raises:
         ConfigError: if one of them refuses its arguments, or they do not fit together.
@@ -88,15 +87,17 @@ def build(config: RunConfig, runs: Path | None = None) -> Parts:
     """
     check_train(config.train)
     data = build_data(config.data, seed=config.train.seed)
+    if config.data.replay is not None:
+        data = _built(with_memory, {}, ("data", "replay"), config=config, data=data, runs=runs, recorded=recorded)
     check_settings(config.train, validated=data.val is not None)
     sampler = build_sampler(data.train, config.train, rows=data.trained)
     model = build_model(config, in_channels=data.train.channels, runs=runs)
     checkpointed_trunk(config.train, model)
     _check_smooth_ap(config, data.train.targets if data.trained is None else data.train.targets[data.trained])
-    classes = int(data.train.targets.max()) + 1
-    student, objective = build_losses(
-        config, model, classes=classes, rows=len(data.train), paths=data.train.paths, runs=runs
-    )
+    train = data.train
+    known = {"paths": train.paths, "targets": train.targets, "replayed": data.replayed}
+    classes = int(train.targets.max()) + 1
+    student, objective = build_losses(config, model, classes=classes, rows=len(train), known=known, runs=runs)
     return Parts(data, student, objective, sampler)
 
 
@@ -163,7 +164,7 @@ def build_losses(
     *,
     classes: int,
     rows: int,
-    paths: NDArray[np.str_] | None = None,
+    known: Mapping[str, Any] = MappingProxyType({"paths": None, "targets": None, "replayed": None}),
     runs: Path | None = None,
 ) -> tuple[Student, Objective]:
     """Build metric loss, miner, class scores and terms for a model and a number of training classes and images.
@@ -173,7 +174,8 @@ def build_losses(
         model: the embedding model of the student.
         classes: C, how many there are to train on.
         rows: N, training images.
-        paths: (N,) of them, for teachers that ask which image a row is.
+        known: what is known of them, for parts that ask: their (N,) "paths" and "targets", the rows (R,) that are
+            "replayed"; each None where there is no such thing.
         runs: where earlier fits of the same plan lie, as of :func:`build`.
 
     Returns:
@@ -208,8 +210,8 @@ def build_losses(
         "metric_loss": metric_loss,
         "miner": miner,
         "classes": classes,
-        "paths": paths,
         "runs": runs,
+        **known,
     }
     if exiting is not None:
         supplies["exits"] = len(exiting.stages)

@@ -121,6 +121,29 @@ def build_seen_images(config: DataConfig, *, seed: int) -> ImageDataset | None:
     return source.seen(rows.seen, np.unique(rows.train.labels))
 
 
+class TaskImages(NamedTuple):
+    """Held-out images of the training classes, and the tasks that these classes were dealt out to.
+
+    Attributes:
+        images: prepared for testing, their targets those of the training images.
+        tasks: (N,) of each image, from 0.
+    """
+
+    images: ImageDataset
+    tasks: NDArray[np.int64]
+
+
+def build_task_images(config: DataConfig, *, seed: int) -> TaskImages:
+    """Read the held-out images of :func:`build_data` with their tasks; the configuration has both."""
+    assert config.tasks is not None
+    source = _source(config)
+    rows = _training_rows(source.table, config, seed)
+    assert rows.seen is not None
+    classes, first = np.unique(rows.train.labels, return_index=True)
+    images = source.seen(rows.seen, classes)
+    return TaskImages(images, class_tasks(rows.train.labels, config.tasks, seed=seed)[first][images.targets])
+
+
 def _on_device(preprocessing: Preprocessing) -> BatchPipeline:
     train = preprocessing.transforms.train
     try:

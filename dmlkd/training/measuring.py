@@ -17,6 +17,7 @@ from dmlkd.export import embed
 from dmlkd.export.embeddings import BATCH_SIZE
 from dmlkd.models import ClassScores, EmbeddingModel, load_classes
 from dmlkd.retrieval import Scores, evaluate
+from dmlkd.retrieval.arriving import cross_search
 from dmlkd.retrieval.distributed import gather_rows
 from dmlkd.retrieval.metrics import CLUSTERING
 from dmlkd.training.building_data import build_preprocessing, build_seen_images, build_test_data
@@ -49,6 +50,18 @@ class Embedded(NamedTuple):
             "gallery": self.gallery,
             "gallery_labels": self.gallery_labels,
         }
+
+    def searching(self, old: "Embedded") -> dict[str, Any]:
+        """What :func:`dmlkd.retrieval.evaluate` takes for these queries in the gallery as another model embedded it."""
+        if not np.array_equal(self.labels, old.labels):
+            raise UserError("the two models are given other images")
+        return cross_search(
+            new=self.embeddings,
+            old=old.embeddings,
+            labels=self.labels,
+            old_gallery=old.gallery,
+            gallery_labels=old.gallery_labels,
+        )
 
     def scores(self) -> Scores:
         """Measure; clusterings, which have no queries and gallery, are left out where there is a gallery."""

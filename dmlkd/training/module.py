@@ -181,11 +181,12 @@ class EmbeddingModule(lightning.LightningModule):
     @override
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
         super().optimizer_step(*arguments, **named)
-        if self.skips is not None and self.skips.skipping:
-            return
-        self.objective.after_step(self.model)
-        if self.average is not None:
-            self.average.after_step(self.model)
+        if self.skips is None or not self.skips.skipping:
+            self.objective.after_step(self.model)
+            if self.average is not None:
+                self.average.after_step(self.model)
+        if self.trainer.is_last_batch:
+            self.objective.end_epoch(self.model)
 
     def _agreed(self, good: bool) -> bool:
         return bool(self.trainer.strategy.reduce_boolean_decision(good, all=True))

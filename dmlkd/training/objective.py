@@ -27,7 +27,8 @@ class Term:
         name: in logs; None: the name of the method's class.
 
     Raises:
-        ValueError: for a bad weight, a teacher for a method that takes none, or one that lacks what the method reads.
+        ValueError: for a bad weight, a teacher for a method that takes none, or one that lacks what the method reads or
+            that the method refuses.
     """
 
     method: DistillationMethod
@@ -50,6 +51,7 @@ class Term:
                 f"{name} needs its teacher's {', '.join(missing)}, got {type(self.teacher).__name__}"
                 + (f": {why}" if why else "")
             )
+        self.method.check_teacher(self.teacher)
 
     @property
     def label(self) -> str:
@@ -79,7 +81,8 @@ class Losses(NamedTuple):
 class Objective(nn.Module):
     """A metric loss of pytorch-metric-learning plus any number of distillation terms.
 
-    Call :meth:`start_epoch` before each epoch, the objective on each batch, and :meth:`after_step` after each step.
+    Call :meth:`start_epoch` before each epoch, the objective on each batch, :meth:`after_step` after each step, and
+    :meth:`end_epoch` after the last of an epoch.
     A term whose weight is 0, or whose teacher has nothing to teach yet, costs nothing, unless its teacher learns from
     every step. Metric loss, methods and teachers are submodules: they move with the objective and are in its
     ``state_dict()``.
@@ -152,9 +155,10 @@ class Objective(nn.Module):
 
     @property
     def student_needs(self) -> frozenset[Need]:
-        """What to ask the student for: the union of what methods and teachers read."""
+        """What to ask the student for: the union of what methods and teachers read, but for what the objective adds."""
         methods = (term.method.student_needs for term in self.terms)
-        return frozenset[Need]().union(*methods, *(teacher.student_needs for teacher in self._teachers()))
+        asked = frozenset[Need]().union(*methods, *(teacher.student_needs for teacher in self._teachers()))
+        return asked - {"metric_gradient"}
 
     @property
     def weights(self) -> dict[str, float]:
@@ -189,6 +193,16 @@ class Objective(nn.Module):
         for teacher in self._teachers():
             teacher.after_step(network)
 
+    def end_epoch(self, network: nn.Module) -> None:
+        """Let methods whose term has weight do what they do to the network at the end of an epoch.
+
+        Args:
+            network: the student, as the last step of the epoch left it.
+        """
+        for term in self.terms:
+            if self._weight(term):
+                term.method.end_epoch(network, term.teacher)
+
     def loss_parameters(self) -> list[nn.Parameter]:
         """The weights of the metric losses, such as proxies: the objective's own, its methods' and its teachers'."""
         own = list(self.metric_loss.parameters()) if isinstance(self.metric_loss, nn.Module) else []
@@ -217,6 +231,8 @@ class Objective(nn.Module):
     def with_terms(self, metric: Tensor, student: Signals, batch: Batch) -> Losses:
         """Add the terms to a metric loss that is computed already; arguments as of :meth:`forward`."""
         weights = self.weights
+        if any(weights[term.label] and "metric_gradient" in term.method.student_needs for term in self.terms):
+            student = student._replace(metric_gradient=_gradient(metric, student.embeddings))
         lessons = self._teach(weights, student, batch)
         distill: dict[str, Tensor] = {}
         teachers: dict[str, Tensor] = {}
@@ -245,6 +261,14 @@ class Objective(nn.Module):
                 needs = frozenset[Need]().union(*(term.method.teacher_needs for term in active))
                 lessons[id(teacher)] = teacher.teach(batch=batch, student=student, needs=needs)
         return lessons
+
+
+def _gradient(loss: Tensor, embeddings: Tensor) -> Tensor:
+    """The gradient (B, D) of a loss with respect to embeddings; 0 where it does not depend on them."""
+    if not loss.requires_grad or not embeddings.requires_grad:
+        return torch.zeros_like(embeddings)
+    (found,) = torch.autograd.grad(loss, embeddings, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(embeddings) if found is None else found.detach()
 
 
 def _distillation(method: DistillationMethod, lesson: Lesson | None, student: Signals, batch: Batch) -> Tensor:

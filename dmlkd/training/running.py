@@ -30,8 +30,8 @@ from dmlkd.training.loading import CLASSES, EXITS, WHOLE
 from dmlkd.training.measuring import embed_test, measure_seen
 from dmlkd.training.processes import Processes, together
 from dmlkd.training.provenance import record, versions
+from dmlkd.training.recorded import LEFT_OUT, REPLAYED, record_rows
 from dmlkd.training.stopping import Stop
-from dmlkd.training.teachers import LEFT_OUT
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -120,7 +120,7 @@ def check_free(out: Path) -> None:
 def seeded_parts(config: RunConfig, out: Path) -> Parts:
     """What a run is made of, with all random numbers begun from its seed."""
     lightning.seed_everything(config.train.seed, workers=True, verbose=False)
-    parts = build(config, out.parent)
+    parts = build(config, out.parent, recorded=out / REPLAYED)
     processes = Processes.now()
     processes.check_same("images", parts.data.counts())
     processes.check_same("a network", fingerprint(parts.model))
@@ -222,7 +222,9 @@ def _record(data: DataSplits, out: Path) -> None:
     if data.skipped:
         write_csv(out / "skipped.csv", [bad._asdict() for bad in data.skipped])
     if data.trained is not None:
-        _record_left_out(data, out / LEFT_OUT)
+        record_rows(out / LEFT_OUT, data.train, data.left_out)
+    if data.replayed is not None:
+        record_rows(out / REPLAYED, data.train, data.replayed)
     if data.true_labels is not None:
         _record_noise(data, out / "label_noise.csv")
 
@@ -249,12 +251,6 @@ def _costly(model: EmbeddingModel, test: ImageDataset, scores: dict[str, float])
 
 def _scores(model: nn.Module, dataset: ImageDataset, config: RunConfig) -> Scores:
     return embed_test(model, dataset, metrics=config.eval.metrics, workers=config.data.workers).scores()
-
-
-def _record_left_out(data: DataSplits, path: Path) -> None:
-    train = data.train
-    rows = [{"row": int(r), "path": str(train.paths[r]), "label": int(train.labels[r])} for r in data.left_out]
-    write_csv(path, rows)
 
 
 def _record_noise(data: DataSplits, path: Path) -> None:

@@ -1,6 +1,5 @@
 """Teachers that are read from disk."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,11 +11,11 @@ from numpy.typing import NDArray
 from dmlkd.distill import FrozenTeacher, OutOfFoldTeacher
 from dmlkd.errors import UserError
 from dmlkd.models import ClassifyingModel, EmbeddingModel, ExitingModel, embedding_model
+from dmlkd.models.classes import SavedClasses
+from dmlkd.models.saved import run_folder
 from dmlkd.signals import Need
 from dmlkd.training.loading import earlier_fit, load_network, named_run
-
-LEFT_OUT = "left_out.csv"
-"""File of a run folder: the rows of the training images that the run did not train on."""
+from dmlkd.training.recorded import LEFT_OUT, recorded_rows, trained_rows
 
 Network = EmbeddingModel | ExitingModel | ClassifyingModel
 
@@ -29,9 +28,12 @@ def finished_run(
     classes: int,
     path: Path | None = None,
     fit: str | None = None,
+    trained_classes: bool = False,
     mode: Literal["eval", "train"] = "eval",
     chunk_size: int | None = None,
     runs: Path | None = None,
+    paths: NDArray[np.str_] | None = None,
+    targets: NDArray[np.int64] | None = None,
 ) -> FrozenTeacher:
     """The model of a finished earlier run; its architecture and dimension may differ from the student's.
 
@@ -41,15 +43,22 @@ def finished_run(
         path: a run folder, or a model folder written by ``save_pretrained``. It gives class scores if it is the folder
             of a run that had them, of as many classes, and scores of subclasses if there are as many of each class.
         fit: instead, the name of an earlier fit of the same plan.
+        trained_classes: score only classes that the run had images of (``data.task``): minus infinity for the others,
+            which "discriminative", "sril" and "posterior" (by "kl") understand.
         mode: "eval" or "train", the mode it runs in.
         chunk_size: how many images it runs on at a time; None: on the whole batch.
         runs: where earlier fits of the same plan lie; None: there are none.
+        paths: (N,) of the training images, and
+        targets: (N,) their classes, for ``trained_classes``.
 
     Raises:
-        UserError: if there is no model, or it takes images of another number of channels than the student.
+        UserError: if there is no model, or it takes images of another number of channels than the student, or has no
+            class scores, or trained on other images, where its trained classes are asked for.
     """
     folder = named_run(path=path, fit=fit, runs=runs)
     taught = _for_student(load_network(folder), str(fit or path), network)
+    if trained_classes:
+        _score_trained(taught, run_folder(folder), str(fit or path), paths, targets)
     teacher = FrozenTeacher(taught, mode=mode, chunk_size=chunk_size)
     teacher.lacks = _misfits(str(fit or path), taught, classes=classes, student=network)
     teacher.gives -= teacher.lacks.keys()
@@ -97,6 +106,20 @@ def out_of_fold(
     return teacher
 
 
+def _score_trained(
+    taught: Network, folder: Path, name: str, paths: NDArray[np.str_] | None, targets: NDArray[np.int64] | None
+) -> None:
+    """Leave the other classes' scores out of a network's."""
+    if not isinstance(taught, ClassifyingModel) or not isinstance(taught.classes, SavedClasses):
+        raise UserError(f"{name} has no class scores: no term of its run read any")
+    assert paths is not None
+    assert targets is not None
+    known = np.unique(targets[trained_rows(folder, paths)])
+    if len(taught.classes.centres()) <= known.max():
+        return  # of another number of classes, which is said of all its scores
+    taught.classes.only(torch.from_numpy(known))
+
+
 def _for_student(taught: Network, name: str, student: Network) -> Network:
     theirs, own = (embedding_model(network).in_channels for network in (taught, student))
     if theirs != own:
@@ -134,12 +157,4 @@ def _left_out_by(folders: Sequence[Path], paths: NDArray[np.str_]) -> NDArray[np
 def _left_out(path: Path, paths: NDArray[np.str_]) -> NDArray[np.int64]:
     if not path.is_file():
         raise UserError(f"{path.parent.name} left out no images: set data.image_folds and data.image_fold for it")
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            recorded = [(int(row["row"]), row["path"]) for row in csv.DictReader(file)]
-    except (UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    for row, name in recorded:
-        if not 0 <= row < len(paths) or paths[row] != name:
-            raise UserError(f"{path} is of other training images: row {row} is {name} there")
-    return np.array([row for row, _ in recorded], np.int64)
+    return recorded_rows(path, paths)

@@ -63,6 +63,11 @@ EQUAL = {
         "classes={scale: 4}",
         "train.chunk_size=10",
     ],
+    "embeddings held, selectively too": [
+        "distill=[{name: sril, weight: 1, teacher: previous_epoch}, "
+        "{name: embedding, weight: 1, teacher: previous_epoch}]",
+        "classes={}",
+    ],
     "head alone first": ["train.head_only_epochs=1"],
 }
 ALIKE = {

@@ -92,6 +92,12 @@ KINDS = {
         "miner=null",
         "train.ema_decay=0.8",
     ],
+    "embeddings held, selectively too, with class scores of a loss": [
+        "distill=[{name: sril, weight: 1, teacher: previous_epoch}, "
+        "{name: embedding, weight: 1, teacher: previous_epoch}]",
+        "metric_loss=NormalizedSoftmaxLoss",
+        "miner=null",
+    ],
     "averaged weights, early stopping, stages again": [
         "train.ema_decay=0.8",
         "train.early_stop_epochs=1",
