@@ -43,6 +43,7 @@ DATA = {
 TRANSFORMS = {
     "bicubic": "dmlkd.data.transforms:bicubic",
     "color_jitter": "dmlkd.data.transforms:color_jitter",
+    "contrastive": "dmlkd.data.transforms:contrastive",
     "handwriting": "dmlkd.data.transforms:handwriting",
     "modern": "dmlkd.data.transforms:modern",
     "plain": "dmlkd.data.transforms:plain",
@@ -70,6 +71,8 @@ METHODS = {
         "dmlkd.distill:GradientFilteredDistillation", teacher="finished_run", schedule="constant", classes=True
     ),
     "lsd": MethodEntry("dmlkd.distill:ListwiseSelfDistillation", teacher="previous_epoch", schedule="linear_ramp"),
+    "margin_relu": MethodEntry("dmlkd.distill:MarginReLU", teacher="finished_run", schedule="constant"),
+    "moco": MethodEntry("dmlkd.distill:MomentumContrast", teacher="moving_average", schedule="constant"),
     "obd_sd": MethodEntry("dmlkd.distill:OnlineBatchDiffusion", teacher="previous_epoch", schedule="linear_ramp"),
     "posterior": MethodEntry(
         "dmlkd.distill:PosteriorDistillation", teacher="previous_epoch", schedule="constant", classes=True

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Need = Literal["embeddings", "features", "logits", "subclass_logits", "stages"]
+Need = Literal[
+    "embeddings", "features", "logits", "subclass_logits", "stages", "pre_activations", "pre_activation_norms"
+]
 """A field of :class:`Signals` that a distillation method can ask for."""
 
 
@@ -47,6 +49,10 @@ class Signals(NamedTuple):
         logits: (B, C) class scores; None if the network has no class weights or they were not asked for.
         stages: the trunk's feature maps, shallow to deep, (B, C_k, H_k, W_k) each; None if not asked for.
         subclass_logits: (B, C, K) scores of K subclasses of each class; None as ``logits`` is.
+        pre_activations: before the last ReLU of each stage, shallow to deep, (B, C_k, H_k, W_k) each; None as
+            ``stages`` is.
+        pre_activation_norms: (B, 2, C_k) each, the same for all images: mean and standard deviation of every channel
+            of ``pre_activations`` by the batch norm that stands there; None as ``stages`` is.
     """
 
     embeddings: Tensor
@@ -54,6 +60,8 @@ class Signals(NamedTuple):
     logits: Tensor | None = None
     stages: tuple[Tensor, ...] | None = None
     subclass_logits: Tensor | None = None
+    pre_activations: tuple[Tensor, ...] | None = None
+    pre_activation_norms: tuple[Tensor, ...] | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Signals":
         """Every tensor that is there, put through a function."""

@@ -1,6 +1,6 @@
-"""Embedding models: trunk, pooling, linear head, unit length; how their images are prepared."""
+"""Embedding models: trunk, pooling, head, unit length; how their images are prepared."""
 
-from dmlkd.models.backbones import Trunk, backbone_names, build_trunk, compile_trunks
+from dmlkd.models.backbones import StageMaps, Trunk, backbone_names, build_trunk, compile_trunks
 from dmlkd.models.classes import ClassHead, ClassifyingModel, ClassScores, load_classes, save_classes
 from dmlkd.models.embedding import EmbeddingModel
 from dmlkd.models.fingerprint import fingerprint
@@ -12,6 +12,7 @@ __all__ = [
     "ClassifyingModel",
     "EmbeddingModel",
     "Preparation",
+    "StageMaps",
     "Trunk",
     "backbone_names",
     "build_trunk",

@@ -1,8 +1,9 @@
 """Backbones by name: a small network of our own for small images, and torchvision's classification networks."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torchvision
@@ -12,6 +13,19 @@ from typing_extensions import override
 
 from dmlkd.chunks import held_statistics
 from dmlkd.errors import ConfigError, suggestion
+from dmlkd.models.pre_activations import last_norm, run_stage
+
+
+class StageMaps(NamedTuple):
+    """What the stages of a backbone give, shallow to deep.
+
+    Attributes:
+        outputs: of each stage.
+        pre_activations: (B, C_k, H_k, W_k) before the last ReLU of each stage; None if not asked for.
+    """
+
+    outputs: tuple[Tensor, ...]
+    pre_activations: tuple[Tensor, ...] | None = None
 
 
 class Trunk(nn.Module):
@@ -65,26 +79,41 @@ class Trunk(nn.Module):
                     module.eval()
         return self
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+    def pre_activation_norms(self) -> tuple[Tensor, ...]:
+        """Mean and standard deviation (2, C_k) of each stage before its last ReLU, by the batch norm that stands there.
+
+        They are its shift, and its scale without sign; of a ResNet's stage they leave out what the shortcut adds.
+        Empty for a backbone whose stages do not all end in batch norm and ReLU: it has no ``pre_activations``.
+        """
+        norms = [last_norm(stage) for stage in self.stages]
+        known = [torch.stack([norm.bias, norm.weight.abs()]).detach() for norm in norms if norm is not None]
+        return tuple(known) if len(known) == len(norms) else ()
+
+    def forward(self, images: Tensor, *, pre_activations: bool = False) -> StageMaps:
         """Return the output of each stage, the last one last.
 
         Args:
             images: (B, C, H, W) float images.
+            pre_activations: keep what stands before the last ReLU of each stage too.
         """
-        outputs = []
+        outputs, before = [], []
         again = self._checkpointed and torch.is_grad_enabled()
         for stage in self.stages:
-            images = _checkpointed(stage, images) if again else stage(images)
+            if pre_activations:
+                run = functools.partial(run_stage, stage)
+                kept, images = _checkpointed(run, stage, images) if again else run(images)
+                before.append(kept)
+            else:
+                images = _checkpointed(stage, stage, images) if again else stage(images)
             outputs.append(images)
-        return tuple(outputs)
+        return StageMaps(tuple(outputs), tuple(before) if pre_activations else None)
 
 
-def _checkpointed(stage: nn.Module, images: Tensor) -> Tensor:
+def _checkpointed(run: Callable[[Tensor], Any], stage: nn.Module, images: Tensor) -> Any:
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), held_statistics(stage)
 
-    outputs: Tensor = checkpoint(stage, images, use_reentrant=False, context_fn=contexts)
-    return outputs
+    return checkpoint(run, images, use_reentrant=False, context_fn=contexts)
 
 
 def compile_trunks(holder: nn.Module) -> None:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from pathlib import Path
-from typing import ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from dmlkd.errors import ConfigError, UserError
 from dmlkd.files import replacing
+from dmlkd.models.backbones import Trunk
 from dmlkd.models.embedding import EmbeddingModel
 from dmlkd.signals import Need, Signals
 
@@ -174,15 +175,14 @@ class ClassifyingModel(nn.Module):
     (2, 5)
     """
 
-    gives: ClassVar[frozenset[Need]] = EmbeddingModel.gives | {"logits", "subclass_logits"}
-
     def __init__(self, model: EmbeddingModel, classes: ClassScores) -> None:
         super().__init__()
         self.model = model
         self.classes = classes
+        self.gives: frozenset[Need] = model.gives | {"logits", "subclass_logits"}
 
     @property
-    def trunk(self) -> nn.Module:
+    def trunk(self) -> Trunk:
         """The embedding model's."""
         return self.model.trunk
 

@@ -17,7 +17,8 @@ from dmlkd.config import ClassesConfig, Part, RunConfig, TermConfig, TrainConfig
 from dmlkd.data import (
     ClassBalancedBatchSampler,
     DataSplits,
-    ImageDataset,
+    EpochBatchSampler,
+    ShuffledBatchSampler,
 )
 from dmlkd.distill import CrossEntropy, Schedule, Teacher
 from dmlkd.errors import ConfigError, UserError
@@ -41,7 +42,7 @@ class Parts:
     data: DataSplits
     student: EmbeddingModel | ClassifyingModel
     objective: Objective
-    sampler: ClassBalancedBatchSampler
+    sampler: EpochBatchSampler
 
     @property
     def model(self) -> EmbeddingModel:
@@ -63,7 +64,7 @@ def build(config: RunConfig, runs: Path | None = None) -> Parts:
     check_train(config.train)
     data = build_data(config.data, seed=config.train.seed)
     check_settings(config.train, validated=data.val is not None)
-    sampler = build_sampler(data.train, config.train, rows=data.trained)
+    sampler = build_sampler(data.train.targets, config.train, rows=data.trained)
     model = build_model(config, in_channels=data.train.channels, runs=runs)
     checkpointed_trunk(config.train, model)
     _check_smooth_ap(config, data.train.targets if data.trained is None else data.train.targets[data.trained])
@@ -86,8 +87,8 @@ def _check_smooth_ap(config: RunConfig, targets: NDArray[np.int64]) -> None:
     """Refuse batches with classes of differing size, at which pytorch-metric-learning stops in mid training."""
     if config.metric_loss.name != "SmoothAPLoss":
         return
-    if config.train.sampler == "published":
-        message = "SmoothAPLoss needs equally many images of each class; this sampler draws classes twice"
+    if config.train.sampler != "without_replacement":
+        message = f"SmoothAPLoss needs equally many images of each class, which {config.train.sampler} does not draw"
         raise ConfigError(message, ("train", "sampler"))
     small = int((np.unique(targets, return_counts=True)[1] < config.train.per_class).sum())
     if small:
@@ -115,12 +116,25 @@ def check_train(train: TrainConfig) -> None:
 
 
 def build_sampler(
-    dataset: ImageDataset, train: TrainConfig, *, rows: NDArray[np.int64] | None = None
-) -> ClassBalancedBatchSampler:
-    """The batches that a training section asks for, of some rows or of all, or this process's shares of them."""
+    targets: NDArray[np.int64], train: TrainConfig, *, rows: NDArray[np.int64] | None = None
+) -> EpochBatchSampler:
+    """The batches that a training section asks for, of images with such labels or of some rows of them.
+
+    Where there are several processes, this one's shares of them.
+    """
     processes = Processes.now()
+    if train.sampler == "shuffled":
+        return ShuffledBatchSampler(
+            len(targets),
+            batch_size=train.batch_size,
+            views=train.views,
+            seed=train.seed,
+            rows=rows,
+            num_replicas=processes.size,
+            rank=processes.rank,
+        )
     return ClassBalancedBatchSampler(
-        dataset.targets,
+        targets,
         batch_size=train.batch_size,
         per_class=train.per_class,
         seed=train.seed,
@@ -162,7 +176,8 @@ def build_losses(
     loss = metric_loss(model.dim)
     if config.start is not None and config.start.metric_loss:
         _built(start_metric_loss, {}, ("start", "metric_loss"), metric_loss=loss, start=config.start, runs=runs)
-    if config.train.per_class < 2 and not isinstance(loss, WeightMixin | P2SGradLoss | CrossBatchMemory):
+    by_class = config.train.sampler != "shuffled" and not isinstance(loss, WeightMixin | P2SGradLoss | CrossBatchMemory)
+    if config.train.per_class < 2 and by_class:
         raise ConfigError(
             f"{config.metric_loss.name} compares images of one class, so a batch needs at least 2 of each, "
             f"got {config.train.per_class}",
@@ -187,6 +202,7 @@ def build_losses(
     if isinstance(student, ClassifyingModel):
         supplies |= {"class_scores": student.classes, "classify": student.classify}
     terms = _terms(config.distill, supplies)
+    _check_student(terms, student, config.train)
     _check_subclasses(terms, scores)
     if isinstance(scores, ClassHead) and not any(term.method.supervises for term in terms):
         weight = (config.classes or ClassesConfig()).weight
@@ -216,6 +232,23 @@ def _class_scores(config: RunConfig, loss: nn.Module, *, dim: int, classes: int)
         )
     section = config.classes or ClassesConfig()
     return ClassHead(dim=dim, classes=classes, subclasses=section.subclasses, scale=section.scale)
+
+
+def _check_student(terms: Sequence[Term], student: EmbeddingModel | ClassifyingModel, train: TrainConfig) -> None:
+    """Refuse terms that read what the student does not give, or that compare views where there is but one."""
+    for term in terms:
+        if missing := sorted(term.method.student_needs - student.gives):
+            raise ConfigError(
+                f"{term.label} reads {missing[0]}, which only a backbone has whose stages end in batch norm and ReLU: "
+                "convnet4 or a ResNet",
+                ("model", "backbone"),
+            )
+        if term.method.views > train.views:
+            raise ConfigError(
+                f"{term.label} compares views of an image: set train.sampler to shuffled and train.views to "
+                f"{term.method.views}",
+                ("train", "views"),
+            )
 
 
 def _check_subclasses(terms: Sequence[Term], scores: ClassScores | None) -> None:

@@ -22,6 +22,7 @@ LEFT_OUT = "left_out.csv"
 Network = EmbeddingModel | ClassifyingModel
 
 _SCORES: tuple[Need, ...] = ("logits", "subclass_logits")
+_BEFORE_RELU: tuple[Need, ...] = ("pre_activations", "pre_activation_norms")
 
 
 def finished_run(
@@ -109,7 +110,20 @@ def _for_student(taught: Network, name: str, student: Network) -> Network:
 
 
 def _misfits(name: str, taught: Network, *, classes: int, student: Network) -> dict[Need, str]:
-    """The class scores that are not there or cannot be compared with the student's, each with the reason."""
+    """What is not there or cannot be compared with the student's, each with the reason."""
+    return _other_stages(name, taught, student) | _other_scores(name, taught, classes=classes, student=student)
+
+
+def _other_stages(name: str, taught: Network, student: Network) -> dict[Need, str]:
+    if not taught.gives.issuperset(_BEFORE_RELU):
+        return dict.fromkeys(_BEFORE_RELU, f"the stages of {name} do not end in batch norm and ReLU")
+    theirs, own = (network.trunk.stage_channels for network in (taught, student))
+    if theirs != own:
+        return dict.fromkeys(_BEFORE_RELU, f"{name} has stages of {theirs} channels, the student of {own}")
+    return {}
+
+
+def _other_scores(name: str, taught: Network, *, classes: int, student: Network) -> dict[Need, str]:
     if not isinstance(taught, ClassifyingModel):
         return dict.fromkeys(_SCORES, f"{name} has no class scores: no term of its run read any")
     found, subclasses, _ = taught.classes.centres().shape
