@@ -44,6 +44,7 @@ DATA = {
 TRANSFORMS = {
     "bicubic": "dmlkd.data.transforms:bicubic",
     "color_jitter": "dmlkd.data.transforms:color_jitter",
+    "contrastive": "dmlkd.data.transforms:contrastive",
     "handwriting": "dmlkd.data.transforms:handwriting",
     "modern": "dmlkd.data.transforms:modern",
     "plain": "dmlkd.data.transforms:plain",
@@ -81,6 +82,8 @@ METHODS = {
     "dynamic_smoothing": MethodEntry("dmlkd.distill:DynamicSmoothing", teacher=None, schedule="constant", classes=True),
     "label_mixing": MethodEntry("dmlkd.distill:LabelMixing", teacher="finished_run", schedule="constant", classes=True),
     "lsd": MethodEntry("dmlkd.distill:ListwiseSelfDistillation", teacher="previous_epoch", schedule="linear_ramp"),
+    "margin_relu": MethodEntry("dmlkd.distill:MarginReLU", teacher="finished_run", schedule="constant"),
+    "moco": MethodEntry("dmlkd.distill:MomentumContrast", teacher="moving_average", schedule="constant"),
     "obd_sd": MethodEntry("dmlkd.distill:OnlineBatchDiffusion", teacher="previous_epoch", schedule="linear_ramp"),
     "posterior": MethodEntry(
         "dmlkd.distill:PosteriorDistillation", teacher="previous_epoch", schedule="constant", classes=True

@@ -16,8 +16,13 @@ Need = Literal[
     "exit_embeddings",
     "exit_features",
     "metric_gradient",
+    "pre_activations",
+    "pre_activation_norms",
 ]
 """A field of :class:`Signals` that a distillation method can ask for."""
+
+BEFORE_RELU: frozenset[Need] = frozenset({"pre_activations", "pre_activation_norms"})
+"""Of these, what only a backbone gives whose stages end in batch norm and ReLU."""
 
 
 class Batch(NamedTuple):
@@ -61,6 +66,10 @@ class Signals(NamedTuple):
         exit_features: (B, F) pooled features of each exit; None as ``exit_embeddings`` are.
         metric_gradient: (B, D) gradient of the metric loss with respect to the embeddings, itself without gradient;
             None if not asked for. No network says this: the objective adds it to what the student says.
+        pre_activations: before the last ReLU of each stage, shallow to deep, (B, C_k, H_k, W_k) each; None as
+            ``stages`` is.
+        pre_activation_norms: (B, 2, C_k) each, the same for all images: mean and standard deviation of every channel
+            of ``pre_activations`` by the batch norm that stands there; None as ``stages`` is.
     """
 
     embeddings: Tensor
@@ -71,6 +80,8 @@ class Signals(NamedTuple):
     exit_embeddings: tuple[Tensor, ...] | None = None
     exit_features: tuple[Tensor, ...] | None = None
     metric_gradient: Tensor | None = None
+    pre_activations: tuple[Tensor, ...] | None = None
+    pre_activation_norms: tuple[Tensor, ...] | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Signals":
         """Every tensor that is there, put through a function."""

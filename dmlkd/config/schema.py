@@ -119,8 +119,13 @@ class TrainConfig(_Section):
     epochs: int = Field(default=20, ge=1)
     batch_size: int = Field(default=112, ge=1)
     per_class: int = Field(default=4, ge=1)
-    sampler: Literal["without_replacement", "published"] = Field(
-        default="without_replacement", description="published: classes and images of a batch are drawn with replacement"
+    sampler: Literal["without_replacement", "published", "shuffled"] = Field(
+        default="without_replacement",
+        description="published: classes and images of a batch are drawn with replacement; shuffled: each image once "
+        "an epoch, whatever its label",
+    )
+    views: int = Field(
+        default=1, ge=1, description="of the sampler shuffled: times that an image comes in its batch, transformed anew"
     )
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     lr: float = Field(default=1e-3, gt=0, allow_inf_nan=False)

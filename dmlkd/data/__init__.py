@@ -8,7 +8,7 @@ from dmlkd.data.folder import image_folder
 from dmlkd.data.inshop import inshop
 from dmlkd.data.noise import NoiseKind, noisy_labels
 from dmlkd.data.omniglot import omniglot, omniglot_small
-from dmlkd.data.sampling import BatchShare, ClassBalancedBatchSampler
+from dmlkd.data.sampling import BatchShare, ClassBalancedBatchSampler, EpochBatchSampler, ShuffledBatchSampler
 from dmlkd.data.sop import sop
 from dmlkd.data.splits import (
     DataSplits,
@@ -27,9 +27,11 @@ __all__ = [
     "BatchShare",
     "ClassBalancedBatchSampler",
     "DataSplits",
+    "EpochBatchSampler",
     "ImageDataset",
     "ImageTable",
     "NoiseKind",
+    "ShuffledBatchSampler",
     "cars196",
     "class_folds",
     "cub200",

@@ -1,10 +1,12 @@
 """Which images make up a batch."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
+from typing_extensions import override
 
 from dmlkd.errors import ConfigError, DataError
 
@@ -21,7 +23,62 @@ class Rows(list[int]):
     seed: int = 0
 
 
-class ClassBalancedBatchSampler(Sampler[list[int]]):
+class EpochBatchSampler(Sampler[list[int]], ABC):
+    """Base of the samplers of training batches: an order for each epoch, a share of each batch for each process.
+
+    The order depends on the seed and the epoch alone, and so does the seed that each batch carries (:class:`Rows`). Of
+    several processes each gives its share of every batch that one process would give: the rows of all ranks, joined in
+    rank order, are that batch.
+
+    Args:
+        seed: for the order; the same in all processes.
+        num_replicas: how many processes share each batch.
+        rank: which of them this is, from 0.
+    """
+
+    def __init__(self, *, seed: int, num_replicas: int, rank: int) -> None:
+        self.seed = seed
+        self.num_replicas = num_replicas
+        self.rank = rank
+        self.epoch = 0
+        self._resumed = (0, 0)
+
+    @property
+    def sampler(self) -> "EpochBatchSampler":
+        """Itself: Lightning calls ``set_epoch`` before each epoch on what it finds under this name."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration gives."""
+        self.epoch = epoch
+
+    def resume(self, epoch: int, batches: int) -> None:
+        """Choose an epoch, and leave out the batches of it that are done already; other epochs stay whole."""
+        self.epoch = epoch
+        self._resumed = (epoch, batches)
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many batches an epoch has."""
+
+    @abstractmethod
+    def _drawn(self, rng: np.random.Generator) -> Iterator[list[int]]:
+        """The batches of an epoch, those of one process."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        done = self._resumed[1] if self.epoch == self._resumed[0] else 0
+        epoch = self.epoch
+        for index, batch in enumerate(self._drawn(rng)):
+            if index >= done:
+                first, last = (len(batch) * rank // self.num_replicas for rank in (self.rank, self.rank + 1))
+                rows = Rows(batch[first:last])
+                entropy = np.random.SeedSequence([self.seed, epoch, index, self.rank])
+                rows.seed = int(entropy.generate_state(1, np.uint64)[0])
+                yield rows
+
+
+class ClassBalancedBatchSampler(EpochBatchSampler):
     """Batches of ``batch_size / per_class`` classes with ``per_class`` images each.
 
     Every epoch the images of each class are shuffled and cut into groups of ``per_class``, and each batch takes a
@@ -34,9 +91,7 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
     images at random, independently of all others, so that a class or an image can come twice in one batch; an
     epoch is N // batch_size batches.
 
-    The order depends on the seed and the epoch alone, and so does the seed that each batch carries (:class:`Rows`). Of
-    several processes each gives its share of every batch that one process would give: the rows of all ranks, joined in
-    rank order, are that batch. Shares are of equal size, or one apart where a class with fewer than ``per_class``
+    The shares of several processes are of equal size, or one apart where a class with fewer than ``per_class``
     images has made the batch smaller.
 
     Args:
@@ -72,15 +127,11 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         rank: int = 0,
         rows: Integers | None = None,
     ) -> None:
-        _check_numbers(batch_size, per_class, num_replicas, rank)
+        super().__init__(seed=seed, num_replicas=num_replicas, rank=rank)
+        _check_numbers(batch_size, num_replicas, rank, per_class=per_class)
         self.per_class = per_class
         self.classes_per_batch = batch_size // per_class
-        self.seed = seed
         self.replacement = replacement
-        self.num_replicas = num_replicas
-        self.rank = rank
-        self.epoch = 0
-        self._resumed = (0, 0)
         rows = np.arange(len(labels)) if rows is None else rows
         order = rows[np.argsort(labels[rows], kind="stable")]
         _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
@@ -96,35 +147,69 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
                     f"{num_replicas} processes cannot share it"
                 )
 
-    @property
-    def sampler(self) -> "ClassBalancedBatchSampler":
-        """Itself: Lightning calls ``set_epoch`` before each epoch on what it finds under this name."""
-        return self
+    def __len__(self) -> int:
+        return self._batches
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration gives."""
-        self.epoch = epoch
+    @override
+    def _drawn(self, rng: np.random.Generator) -> Iterator[list[int]]:
+        draw = _drawn_with_replacement if self.replacement else _drawn_without_replacement
+        return draw(self._rows, self._batches, self.classes_per_batch, self.per_class, rng)
 
-    def resume(self, epoch: int, batches: int) -> None:
-        """Choose an epoch, and leave out the batches of it that are done already; other epochs stay whole."""
-        self.epoch = epoch
-        self._resumed = (epoch, batches)
+
+class ShuffledBatchSampler(EpochBatchSampler):
+    """Batches of images in random order, whatever their labels: each image comes in one batch of every epoch.
+
+    An epoch is cut into as few batches as ``batch_size`` allows, which differ by at most one image, so that there is
+    no small one at the end. With several ``views`` an image comes so many times in its batch, for a data set that
+    transforms it anew each time.
+
+    Args:
+        images: N, how many there are.
+        batch_size: images a batch at most, those of all processes and all views together.
+        views: times that each image comes in its batch.
+        seed: for the order; the same in all processes.
+        num_replicas: how many processes share each batch.
+        rank: which of them this is, from 0.
+        rows: (M,) draw from these rows alone; None: from all N.
+
+    Raises:
+        ConfigError: if ``batch_size`` is not a multiple of ``views`` and of ``num_replicas``, one of them is below 1,
+            or there is no such rank.
+        DataError: if there is no image, or a batch would have fewer images than there are processes.
+
+    >>> list(ShuffledBatchSampler(5, batch_size=6, views=2, seed=3))
+    [[4, 4, 2, 2, 1, 1], [3, 3, 0, 0]]
+    """
+
+    def __init__(
+        self,
+        images: int,
+        *,
+        batch_size: int,
+        views: int = 1,
+        seed: int = 0,
+        num_replicas: int = 1,
+        rank: int = 0,
+        rows: Integers | None = None,
+    ) -> None:
+        super().__init__(seed=seed, num_replicas=num_replicas, rank=rank)
+        _check_numbers(batch_size, num_replicas, rank, views=views)
+        self.views = views
+        self._rows = np.arange(images) if rows is None else rows
+        if not len(self._rows):
+            raise DataError("there is no image to draw a batch from")
+        self._batches = -(-len(self._rows) // (batch_size // views))
+        smallest = views * (len(self._rows) // self._batches)
+        if smallest < num_replicas:
+            raise DataError(f"a batch would have only {smallest} images; {num_replicas} processes cannot share it")
 
     def __len__(self) -> int:
         return self._batches
 
-    def __iter__(self) -> Iterator[list[int]]:
-        rng = np.random.default_rng([self.seed, self.epoch])
-        draw = _drawn_with_replacement if self.replacement else _drawn_without_replacement
-        done = self._resumed[1] if self.epoch == self._resumed[0] else 0
-        epoch = self.epoch
-        for index, batch in enumerate(draw(self._rows, self._batches, self.classes_per_batch, self.per_class, rng)):
-            if index >= done:
-                first, last = (len(batch) * rank // self.num_replicas for rank in (self.rank, self.rank + 1))
-                rows = Rows(batch[first:last])
-                entropy = np.random.SeedSequence([self.seed, epoch, index, self.rank])
-                rows.seed = int(entropy.generate_state(1, np.uint64)[0])
-                yield rows
+    @override
+    def _drawn(self, rng: np.random.Generator) -> Iterator[list[int]]:
+        for batch in np.array_split(rng.permutation(self._rows), self._batches):
+            yield np.repeat(batch, self.views).tolist()
 
 
 class BatchShare(Sampler[list[int]]):
@@ -153,11 +238,13 @@ class BatchShare(Sampler[list[int]]):
         yield from self._batches
 
 
-def _check_numbers(batch_size: int, per_class: int, num_replicas: int, rank: int) -> None:
-    for name, value in (("batch_size", batch_size), ("per_class", per_class), ("num_replicas", num_replicas)):
+def _check_numbers(batch_size: int, num_replicas: int, rank: int, **parts: int) -> None:
+    """Refuse sizes below 1, and a batch that does not fall into equal parts or processes."""
+    parts["num_replicas"] = num_replicas
+    for name, value in {"batch_size": batch_size, **parts}.items():
         if value < 1:
             raise ConfigError(f"{name} must be at least 1, got {value}")
-    for name, value in (("per_class", per_class), ("num_replicas", num_replicas)):
+    for name, value in parts.items():
         if batch_size % value:
             raise ConfigError(f"batch_size must be a multiple of {name}, got {batch_size} and {value}")
     if not 0 <= rank < num_replicas:

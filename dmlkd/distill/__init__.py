@@ -21,8 +21,10 @@ from dmlkd.distill.heads import WiderHeadsTeacher
 from dmlkd.distill.kddg import GradientFilteredDistillation
 from dmlkd.distill.lower_exit import LowerExitTeacher
 from dmlkd.distill.lsd import ListwiseSelfDistillation
+from dmlkd.distill.margin_relu import MarginReLU, margin_relu_loss, negative_part
 from dmlkd.distill.memory import RememberedTeacher, RowMemory
 from dmlkd.distill.method import DistillationMethod
+from dmlkd.distill.moco import MomentumContrast, margin_contrast
 from dmlkd.distill.own_teacher import ExitDistillation, PosteriorExitDistillation, hint_loss
 from dmlkd.distill.partner import PartnerTeacher
 from dmlkd.distill.posterior_memory import PosteriorMemory
@@ -72,6 +74,8 @@ __all__ = [
     "LinearRamp",
     "ListwiseSelfDistillation",
     "LowerExitTeacher",
+    "MarginReLU",
+    "MomentumContrast",
     "MovingAverageTeacher",
     "OnlineBatchDiffusion",
     "OutOfFoldTeacher",
@@ -104,8 +108,11 @@ __all__ = [
     "interpolate",
     "listwise_divergence",
     "local_descriptors",
+    "margin_contrast",
+    "margin_relu_loss",
     "mixed_cross_entropy",
     "mutual_divergence",
+    "negative_part",
     "neighbour_logits",
     "posterior_divergence",
     "ps_kd",

@@ -21,6 +21,7 @@ class DistillationMethod(nn.Module, ABC):
         teacher_needs: fields of the teacher's that are read; empty for a method that has no teacher.
         supervises: whether its target holds the label too, so that it trains class scores by itself, and goes on with
             the label alone (``teacher`` is None) while its teacher is not ready.
+        views: how often each image must come in a batch, each time transformed anew.
 
     Parameters of a method are trained with the weights of the metric loss.
     """
@@ -29,6 +30,7 @@ class DistillationMethod(nn.Module, ABC):
     teacher_needs: ClassVar[frozenset[Need]] = frozenset({"embeddings"})
 
     supervises: ClassVar[bool] = False
+    views: ClassVar[int] = 1
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Called before each epoch, counted from 0, of so many in all; and when a run goes on within an epoch."""

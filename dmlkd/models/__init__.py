@@ -1,4 +1,4 @@
-"""Embedding models: trunk, pooling, linear head, unit length; how their images are prepared."""
+"""Embedding models: trunk, pooling, head, unit length; how their images are prepared."""
 
 from dmlkd.models.backbones import backbone_names, build_trunk
 from dmlkd.models.classes import ClassHead, ClassifyingModel, ClassScores, load_classes, save_classes

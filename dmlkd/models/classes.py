@@ -16,6 +16,7 @@ from dmlkd.errors import ConfigError, UserError
 from dmlkd.files import replacing
 from dmlkd.models.embedding import EmbeddingModel
 from dmlkd.models.exiting import ExitingModel
+from dmlkd.models.trunk import Trunk
 from dmlkd.signals import Need, Signals
 
 Combination = Literal["logsumexp", "max", "softmax"]
@@ -196,7 +197,7 @@ class ClassifyingModel(nn.Module):
         self.gives = model.gives | {"logits", "subclass_logits"}
 
     @property
-    def trunk(self) -> nn.Module:
+    def trunk(self) -> Trunk:
         """The embedding model's."""
         return self.model.trunk
 

@@ -4,7 +4,7 @@ import contextlib
 import io
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -17,7 +17,7 @@ from dmlkd.models.backbones import build_trunk
 from dmlkd.models.preparing import ImageLike, Preparation, batches, preparation
 from dmlkd.models.saved import model_folder, reading
 from dmlkd.models.trunk import Trunk
-from dmlkd.signals import Need, Signals, unit_length
+from dmlkd.signals import BEFORE_RELU, Need, Signals, unit_length
 
 _OF_THE_HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 
@@ -30,7 +30,7 @@ class EmbeddingModel(
     tags=["metric-learning", "image-retrieval", "self-distillation"],
     pipeline_tag="image-feature-extraction",
 ):
-    """Trunk, global pooling, linear head, unit length.
+    """Trunk, global pooling, head, unit length.
 
     ``save_pretrained(folder)`` writes ``config.json`` and ``model.safetensors``; ``from_pretrained(folder)`` reads
     them back, or a name on the Hugging Face hub; ``push_to_hub(name)`` uploads.
@@ -43,6 +43,8 @@ class EmbeddingModel(
             Not kept by ``save_pretrained``: a saved model has weights of its own.
         in_channels: colour channels of the images.
         backbone_args: further arguments of the backbone, such as ``{"width": 64}`` of convnet4.
+        hidden: width of a hidden layer of the head, with a ReLU: a projection head, as of MoCo v2
+            (https://arxiv.org/abs/2003.04297); None: the head is linear.
         frozen_batch_norm: batch norm normalises by the running statistics the backbone starts from, which never move,
             while its scale and shift are trained: for backbones with ``weights`` (arXiv 2002.08473). Copies of the
             model, such as teachers, keep it in whatever mode they run.
@@ -66,7 +68,7 @@ class EmbeddingModel(
     ((2, 16), True)
     """
 
-    gives: ClassVar[frozenset[Need]] = frozenset({"embeddings", "features", "stages"})
+    gives: frozenset[Need] = frozenset({"embeddings", "features", "stages"})
 
     def __init__(
         self,
@@ -77,6 +79,7 @@ class EmbeddingModel(
         weights: str | None = None,
         in_channels: int = 3,
         backbone_args: dict[str, Any] | None = None,
+        hidden: int | None = None,
         frozen_batch_norm: bool = False,
         exit_stage: int | None = None,
         exit_width: int | None = None,
@@ -84,6 +87,8 @@ class EmbeddingModel(
         super().__init__()
         if dim < 1:
             raise ConfigError(f"dim must be at least 1, got {dim}")
+        if hidden is not None and hidden < 1:
+            raise ConfigError(f"hidden must be at least 1, got {hidden}")
         if pool not in ("avg", "max"):
             raise ConfigError(f"pool must be 'avg' or 'max', got {pool!r}")
         if exit_stage is None and exit_width is not None:
@@ -100,7 +105,9 @@ class EmbeddingModel(
             self.trunk.freeze_batch_norm()
         self.bottleneck = exit_
         self.pool = nn.AdaptiveAvgPool2d(1) if pool == "avg" else nn.AdaptiveMaxPool2d(1)
-        self.head = nn.Linear(self.features, dim)
+        self.head = _head(self.features, hidden, dim)
+        norms = self.trunk.pre_activation_norms()
+        self.gives = type(self).gives | (BEFORE_RELU if norms else frozenset())
         assert isinstance(self._hub_mixin_config, dict)
         self._hub_mixin_config["weights"] = None
         if exit_stage is None:  # saved, and known by its fingerprint, as before there were exits
@@ -151,7 +158,7 @@ class EmbeddingModel(
         Raises:
             UserError: if an image cannot be read, or nothing says how to prepare it.
         """
-        was_training, device = self.training, self.head.weight.device
+        was_training, device = self.training, next(self.head.parameters()).device
         self.eval()
         try:
             parts = [self(part.to(device)).cpu() for part in batches(images, batch_size, self.preparation)]
@@ -172,22 +179,32 @@ class EmbeddingModel(
 
         Args:
             images: (B, C, H, W) float images.
-            needs: ask for "stages" here; the rest costs nothing and is always given.
+            needs: ask for "stages", "pre_activations" and "pre_activation_norms" here; the rest costs nothing and is
+                always given.
 
         Raises:
-            ValueError: if "logits" are needed: this model has no class weights.
+            ValueError: if "logits" are needed: this model has no class weights; or what stands before a ReLU, of a
+                backbone whose stages do not end in batch norm and ReLU.
         """
         if "logits" in needs or "subclass_logits" in needs:
             raise ValueError("an EmbeddingModel has no class weights and so no logits; a ClassifyingModel has")
-        stages, features = self.trunk(images)
+        if lacking := sorted(set(needs) - self.gives):
+            raise ValueError(f"this backbone's stages do not end in batch norm and ReLU: it has no {lacking[0]}")
+        said = self.trunk(images, pre_activations="pre_activations" in needs)
+        features = said.features
         if features is None:
-            maps = stages[-1] if self.bottleneck is None else self.bottleneck(stages[-1])
+            maps = said.stages[-1] if self.bottleneck is None else self.bottleneck(said.stages[-1])
             features = self.pool(maps).flatten(1)
         return Signals(
             embeddings=self.from_features(features),
             features=features,
-            stages=stages if "stages" in needs else None,
+            stages=said.stages if "stages" in needs else None,
+            pre_activations=said.pre_activations,
+            pre_activation_norms=self._norms(len(images)) if "pre_activation_norms" in needs else None,
         )
+
+    def _norms(self, images: int) -> tuple[Tensor, ...]:
+        return tuple(norm.expand(images, *norm.shape) for norm in self.trunk.pre_activation_norms())
 
     def from_features(self, features: Tensor) -> Tensor:
         """Return (B, D) embeddings of unit length of pooled trunk features (B, F)."""
@@ -200,3 +217,9 @@ def _bottleneck(trunk: Trunk, stage: int, width: int | None) -> nn.Sequential:
     except ValueError as error:
         named = str(error).startswith(("stage", "width"))
         raise ConfigError(f"exit_{error}" if named else str(error)) from None
+
+
+def _head(features: int, hidden: int | None, dim: int) -> nn.Module:
+    if hidden is None:
+        return nn.Linear(features, dim)
+    return nn.Sequential(nn.Linear(features, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim))

@@ -1,7 +1,6 @@
 """An embedding model with exits after inner stages: what is trained to give several encoders at once."""
 
 from collections.abc import Collection, Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from dmlkd.errors import ConfigError
 from dmlkd.exits import Exit
 from dmlkd.models.embedding import EmbeddingModel
+from dmlkd.models.trunk import Trunk
 from dmlkd.signals import Need, Signals, unit_length
 
 _OF_EXITS: frozenset[Need] = frozenset({"exit_embeddings", "exit_features"})
@@ -37,12 +37,11 @@ class ExitingModel(nn.Module):
     ((0, 1, 2), [(2, 8), (2, 8), (2, 8)])
     """
 
-    gives: ClassVar[frozenset[Need]] = EmbeddingModel.gives | _OF_EXITS
-
     def __init__(self, model: EmbeddingModel, *, stages: Sequence[int] | None = None, width: int | None = None) -> None:
         super().__init__()
         self.model = model
         self.width = width
+        self.gives = model.gives | _OF_EXITS
         inner = range(model.trunk.first_exit, len(model.trunk.stage_channels) - 1)
         self.stages = tuple(inner) if stages is None else tuple(sorted(stages))
         if model.exit_stage is not None:
@@ -61,7 +60,7 @@ class ExitingModel(nn.Module):
             raise ConfigError(str(error)) from None
 
     @property
-    def trunk(self) -> nn.Module:
+    def trunk(self) -> Trunk:
         """The embedding model's."""
         return self.model.trunk
 
@@ -100,14 +99,15 @@ class ExitingModel(nn.Module):
         return {f"stage-{stage}": self._encoder(number) for number, stage in enumerate(self.stages)}
 
     def _encoder(self, number: int) -> EmbeddingModel:
-        arguments = {**self.model.arguments, "pool": "avg", "exit_stage": self.stages[number], "exit_width": self.width}
+        own = {"pool": "avg", "hidden": None, "exit_stage": self.stages[number], "exit_width": self.width}
+        arguments = {**self.model.arguments, **own}
         with torch.random.fork_rng(devices=[]):  # its first weights are written over
             encoder = EmbeddingModel(**arguments)
         weights = {f"trunk.{name}": tensor for name, tensor in self.model.trunk.state_dict().items()}
         weights |= self.exits[number].state_dict()
         encoder.load_state_dict({name: weights[name] for name in encoder.state_dict()})
         encoder.preparation = self.model.preparation
-        return encoder.to(self.model.head.weight.device).eval()
+        return encoder.to(next(self.model.head.parameters()).device).eval()
 
 
 def embedding_model(network: nn.Module) -> EmbeddingModel:

@@ -1,8 +1,9 @@
 """A backbone without its classifier, in stages."""
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from typing_extensions import override
 
 from dmlkd.chunks import held_statistics
 from dmlkd.exits import inner_channels
+from dmlkd.models.pre_activations import last_norm, run_stage
 
 
 class TrunkOutputs(NamedTuple):
@@ -19,10 +21,12 @@ class TrunkOutputs(NamedTuple):
     Attributes:
         stages: the feature maps of each stage, (B, C, H, W), the deepest last.
         features: (B, F) where the trunk pools by itself; None: the deepest maps are still to be pooled.
+        pre_activations: (B, C, H, W) before the last ReLU of each stage; None if not asked for.
     """
 
     stages: tuple[Tensor, ...]
     features: Tensor | None
+    pre_activations: tuple[Tensor, ...] | None = None
 
 
 class Trunk(nn.Module):
@@ -114,26 +118,42 @@ class Trunk(nn.Module):
                     module.eval()
         return self
 
-    def forward(self, images: Tensor) -> TrunkOutputs:
+    def pre_activation_norms(self) -> tuple[Tensor, ...]:
+        """Mean and standard deviation (2, C_k) of each stage before its last ReLU, by the batch norm that stands there.
+
+        They are its shift, and its scale without sign; of a ResNet's stage they leave out what the shortcut adds.
+        Empty for a backbone whose stages do not all end in batch norm and ReLU: it has no ``pre_activations``.
+        """
+        norms = [last_norm(stage) for stage in self.stages]
+        known = [torch.stack([norm.bias, norm.weight.abs()]).detach() for norm in norms if norm is not None]
+        return tuple(known) if len(known) == len(norms) else ()
+
+    def forward(self, images: Tensor, *, pre_activations: bool = False) -> TrunkOutputs:
         """Return the feature maps of each stage, and the features of a trunk that pools by itself.
 
         Args:
             images: (B, C, H, W) float images.
+            pre_activations: keep what stands before the last ReLU of each stage too.
         """
-        outputs = []
+        outputs, before = [], []
         again = self._checkpointed and torch.is_grad_enabled()
         for stage in self.stages:
-            images = _checkpointed(stage, images) if again else stage(images)
+            if pre_activations:
+                run = functools.partial(run_stage, stage)
+                kept, images = _checkpointed(run, stage, images) if again else run(images)
+                before.append(kept)
+            else:
+                images = _checkpointed(stage, stage, images) if again else stage(images)
             outputs.append(images if self._maps is None else self._maps(images))
-        return TrunkOutputs(tuple(outputs), None if self.finish is None else self.finish(images))
+        features = None if self.finish is None else self.finish(images)
+        return TrunkOutputs(tuple(outputs), features, tuple(before) if pre_activations else None)
 
 
-def _checkpointed(stage: nn.Module, images: Tensor) -> Tensor:
+def _checkpointed(run: Callable[[Tensor], Any], stage: nn.Module, images: Tensor) -> Any:
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), held_statistics(stage)
 
-    outputs: Tensor = checkpoint(stage, images, use_reentrant=False, context_fn=contexts)
-    return outputs
+    return checkpoint(run, images, use_reentrant=False, context_fn=contexts)
 
 
 def compile_trunks(holder: nn.Module) -> None:

@@ -27,7 +27,7 @@ from dmlkd.config import (
     parameters,
     schedules_within,
 )
-from dmlkd.data import ClassBalancedBatchSampler, DataSplits, ImageDataset
+from dmlkd.data import ClassBalancedBatchSampler, DataSplits, EpochBatchSampler, ShuffledBatchSampler
 from dmlkd.distill import CrossEntropy, DistillationMethod, Schedule, Teacher
 from dmlkd.errors import ConfigError, UserError
 from dmlkd.models import (
@@ -39,6 +39,7 @@ from dmlkd.models import (
     embedding_model,
     exits_of,
 )
+from dmlkd.signals import BEFORE_RELU
 from dmlkd.training.building_data import build_data
 from dmlkd.training.objective import Objective, Term
 from dmlkd.training.processes import Processes, check
@@ -60,7 +61,7 @@ class Parts:
     data: DataSplits
     student: Student
     objective: Objective
-    sampler: ClassBalancedBatchSampler
+    sampler: EpochBatchSampler
 
     @property
     def model(self) -> EmbeddingModel:
@@ -90,7 +91,7 @@ def build(config: RunConfig, runs: Path | None = None, *, recorded: Path | None 
     if config.data.replay is not None:
         data = _built(with_memory, {}, ("data", "replay"), config=config, data=data, runs=runs, recorded=recorded)
     check_settings(config.train, validated=data.val is not None)
-    sampler = build_sampler(data.train, config.train, rows=data.trained)
+    sampler = build_sampler(data.train.targets, config.train, rows=data.trained)
     model = build_model(config, in_channels=data.train.channels, runs=runs)
     checkpointed_trunk(config.train, model)
     _check_smooth_ap(config, data.train.targets if data.trained is None else data.train.targets[data.trained])
@@ -113,8 +114,8 @@ def _check_smooth_ap(config: RunConfig, targets: NDArray[np.int64]) -> None:
     """Refuse batches with classes of differing size, at which pytorch-metric-learning stops in mid training."""
     if config.metric_loss.name != "SmoothAPLoss":
         return
-    if config.train.sampler == "published":
-        message = "SmoothAPLoss needs equally many images of each class; this sampler draws classes twice"
+    if config.train.sampler != "without_replacement":
+        message = f"SmoothAPLoss needs equally many images of each class, which {config.train.sampler} does not draw"
         raise ConfigError(message, ("train", "sampler"))
     small = int((np.unique(targets, return_counts=True)[1] < config.train.per_class).sum())
     if small:
@@ -142,12 +143,25 @@ def check_train(train: TrainConfig) -> None:
 
 
 def build_sampler(
-    dataset: ImageDataset, train: TrainConfig, *, rows: NDArray[np.int64] | None = None
-) -> ClassBalancedBatchSampler:
-    """The batches that a training section asks for, of some rows or of all, or this process's shares of them."""
+    targets: NDArray[np.int64], train: TrainConfig, *, rows: NDArray[np.int64] | None = None
+) -> EpochBatchSampler:
+    """The batches that a training section asks for, of images with such labels or of some rows of them.
+
+    Where there are several processes, this one's shares of them.
+    """
     processes = Processes.now()
+    if train.sampler == "shuffled":
+        return ShuffledBatchSampler(
+            len(targets),
+            batch_size=train.batch_size,
+            views=train.views,
+            seed=train.seed,
+            rows=rows,
+            num_replicas=processes.size,
+            rank=processes.rank,
+        )
     return ClassBalancedBatchSampler(
-        dataset.targets,
+        targets,
         batch_size=train.batch_size,
         per_class=train.per_class,
         seed=train.seed,
@@ -190,7 +204,8 @@ def build_losses(
     loss = metric_loss(model.dim)
     if config.start is not None and config.start.metric_loss:
         _built(start_metric_loss, {}, ("start", "metric_loss"), metric_loss=loss, start=config.start, runs=runs)
-    if config.train.per_class < 2 and not isinstance(loss, WeightMixin | P2SGradLoss | CrossBatchMemory):
+    by_class = config.train.sampler != "shuffled" and not isinstance(loss, WeightMixin | P2SGradLoss | CrossBatchMemory)
+    if config.train.per_class < 2 and by_class:
         raise ConfigError(
             f"{config.metric_loss.name} compares images of one class, so a batch needs at least 2 of each, "
             f"got {config.train.per_class}",
@@ -219,6 +234,7 @@ def build_losses(
         supplies |= {"class_scores": student.classes, "classify": student.classify}
         supplies["class_scores_of"] = functools.partial(_scores_of, config=config, dim=model.dim, classes=classes)
     terms = _terms(config.distill, supplies)
+    _check_student(terms, student, config.train)
     _check_subclasses(terms, scores)
     if isinstance(scores, ClassHead) and not any(term.method.supervises for term in terms):
         weight = (config.classes or ClassesConfig()).weight
@@ -270,6 +286,23 @@ def _exits(config: RunConfig, model: EmbeddingModel) -> ExitingModel | None:
             raise ConfigError("no term of distill trains exits, as byot does; leave exits out", ("exits",))
         return None
     return _built(ExitingModel, (config.exits or ExitsConfig()).model_dump(), ("exits",), model=model)
+
+
+def _check_student(terms: Sequence[Term], student: Student, train: TrainConfig) -> None:
+    """Refuse terms that read what the student does not give, or that compare views where there is but one."""
+    for term in terms:
+        if missing := sorted(term.method.student_needs & BEFORE_RELU - student.gives):
+            raise ConfigError(
+                f"{term.label} reads {missing[0]}, which only a backbone has whose stages end in batch norm and ReLU: "
+                "convnet4 or a ResNet",
+                ("model", "backbone"),
+            )
+        if term.method.views > train.views:
+            raise ConfigError(
+                f"{term.label} compares views of an image: set train.sampler to shuffled and train.views to "
+                f"{term.method.views}",
+                ("train", "views"),
+            )
 
 
 def _check_subclasses(terms: Sequence[Term], scores: ClassScores | None) -> None:

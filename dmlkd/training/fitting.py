@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from dmlkd.config import TrainConfig
-from dmlkd.data import ClassBalancedBatchSampler, DataSplits
+from dmlkd.data import DataSplits, EpochBatchSampler
 from dmlkd.data.loading import clear_errors
 from dmlkd.errors import UserError
 from dmlkd.models import compile_trunks
@@ -98,7 +98,7 @@ def fit(
     train: TrainConfig,
     *,
     out: Path,
-    sampler: ClassBalancedBatchSampler | None = None,
+    sampler: EpochBatchSampler | None = None,
     workers: int = 0,
     callbacks: Sequence[Callback] = (),
     resume: bool = False,

@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from dmlkd.config import TrainConfig
-from dmlkd.data import BatchShare, ClassBalancedBatchSampler, DataSplits
+from dmlkd.data import BatchShare, DataSplits, EpochBatchSampler
 from dmlkd.data.loading import loader
 from dmlkd.signals import Batch
 from dmlkd.training.building import build_sampler
@@ -35,13 +35,13 @@ class EmbeddingData(LightningDataModule):
         data: DataSplits,
         train: TrainConfig | None = None,
         *,
-        sampler: ClassBalancedBatchSampler | None = None,
+        sampler: EpochBatchSampler | None = None,
         workers: int = 0,
     ) -> None:
         super().__init__()
         train = train or TrainConfig()
         self._data = data
-        self._sampler = sampler or build_sampler(data.train, train, rows=data.trained)
+        self._sampler = sampler or build_sampler(data.train.targets, train, rows=data.trained)
         self._train = loader(data.train, batch_sampler=self._sampler, workers=workers, persistent=True)
         self._batch_size = train.batch_size
         self._memory_format = torch.channels_last if train.channels_last else torch.contiguous_format

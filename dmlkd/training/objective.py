@@ -248,6 +248,8 @@ class Objective(nn.Module):
                 first = next(term.label for term in self.terms if term.teacher is teacher)
                 teachers[first] = lesson.loss
                 total = total + lesson.loss
+        if not total.requires_grad:  # nothing teaches yet: a step whose gradient is 0
+            total = total + 0 * student.embeddings.sum()
         return Losses(total, metric, distill, teachers, weights)
 
     def _teach(self, weights: dict[str, float], student: Signals, batch: Batch) -> dict[int, Lesson]:

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from dmlkd.config import Part, PlanConfig, PlanFit, RunConfig, load_config, load_training
-from dmlkd.data import ClassBalancedBatchSampler
 from dmlkd.errors import ConfigError, UserError
 from dmlkd.files import write_json, write_text
 from dmlkd.models.saved import FITS, PLAN
-from dmlkd.training.building import Parts, build_losses, build_model, check_train
+from dmlkd.training.building import Parts, build_losses, build_model, build_sampler, check_train
 from dmlkd.training.folder import held_by_first, sweep
 from dmlkd.training.processes import Processes, together
 from dmlkd.training.running import begin, check_free, go_on, resumable, seeded_parts
@@ -168,8 +167,7 @@ def _rehearse(fit: PlanFit) -> None:
     try:
         check_train(config.train)
         check_settings(config.train, validated=True)  # whether it is, the data will show
-        rows = np.arange(config.train.batch_size)  # of as many classes
-        ClassBalancedBatchSampler(rows, batch_size=len(rows), per_class=config.train.per_class)
+        build_sampler(np.repeat(np.arange(config.train.batch_size), config.train.per_class), config.train)
         model = build_model(config, in_channels=config.data.channels)
         checkpointed_trunk(config.train, model)
         build_losses(config, model, classes=100, rows=100)

@@ -22,6 +22,8 @@ def check_settings(train: TrainConfig, *, validated: bool) -> None:
     if train.early_stop_epochs is not None and not validated:
         message = "stopping early needs validation classes; set data.validation above 0"
         raise ConfigError(message, ("train", "early_stop_epochs"))
+    if train.views > 1 and train.sampler != "shuffled":
+        raise ConfigError("several views of an image need train.sampler shuffled", ("train", "views"))
     if train.checkpoint_trunk and train.compile:
         message = "a compiled backbone cannot be computed again stage by stage; leave one of the two out"
         raise ConfigError(message, ("train", "checkpoint_trunk"))

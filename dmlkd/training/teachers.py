@@ -13,7 +13,7 @@ from dmlkd.errors import UserError
 from dmlkd.models import ClassifyingModel, EmbeddingModel, ExitingModel, embedding_model
 from dmlkd.models.classes import SavedClasses
 from dmlkd.models.saved import run_folder
-from dmlkd.signals import Need
+from dmlkd.signals import BEFORE_RELU, Need
 from dmlkd.training.loading import earlier_fit, load_network, named_run
 from dmlkd.training.recorded import LEFT_OUT, recorded_rows, trained_rows
 
@@ -128,7 +128,20 @@ def _for_student(taught: Network, name: str, student: Network) -> Network:
 
 
 def _misfits(name: str, taught: Network, *, classes: int, student: Network) -> dict[Need, str]:
-    """The class scores that are not there or cannot be compared with the student's, each with the reason."""
+    """What is not there or cannot be compared with the student's, each with the reason."""
+    return _other_stages(name, taught, student) | _other_scores(name, taught, classes=classes, student=student)
+
+
+def _other_stages(name: str, taught: Network, student: Network) -> dict[Need, str]:
+    if not taught.gives.issuperset(BEFORE_RELU):
+        return dict.fromkeys(BEFORE_RELU, f"the stages of {name} do not end in batch norm and ReLU")
+    theirs, own = (network.trunk.stage_channels for network in (taught, student))
+    if theirs != own:
+        return dict.fromkeys(BEFORE_RELU, f"{name} has stages of {theirs} channels, the student of {own}")
+    return {}
+
+
+def _other_scores(name: str, taught: Network, *, classes: int, student: Network) -> dict[Need, str]:
     if not isinstance(taught, ClassifyingModel):
         return dict.fromkeys(_SCORES, f"{name} has no class scores: no term of its run read any")
     found, subclasses, _ = taught.classes.centres().shape

@@ -140,7 +140,7 @@ def test_going_through_in_order_draws_no_random_number(table):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("name", ["bicubic", "color_jitter", "modern", "rand_augment", "random_erasing"])
+@pytest.mark.parametrize("name", ["bicubic", "color_jitter", "contrastive", "modern", "rand_augment", "random_erasing"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_modern_transform_is_random_in_training_and_comes_back_from_its_steps(name, channels):
     import json

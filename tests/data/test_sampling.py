@@ -1,11 +1,13 @@
 """Class-balanced batches: different classes, different images, the same for the same seed and epoch."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmlkd.data import BatchShare, ClassBalancedBatchSampler
+from dmlkd.data import BatchShare, ClassBalancedBatchSampler, ShuffledBatchSampler
 from dmlkd.errors import ConfigError, DataError
 
 sizes = st.lists(st.integers(1, 12), min_size=2, max_size=20)
@@ -214,3 +216,67 @@ def test_batches_of_all_rows_are_shared_whole(rows, batch_size, processes):
     assert [row for batch in one for row in batch] == list(range(rows))
     assert all(shares)
     assert {tuple(batch) for share in shares for batch in share} == {tuple(batch) for batch in one}
+
+
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 3), st.integers(0, 100))
+def test_shuffled_every_image_comes_in_one_batch_of_an_epoch_once_a_view(images, places, views, seed):
+    sampler = ShuffledBatchSampler(images, batch_size=places * views, views=views, seed=seed)
+    batches = list(sampler)
+    assert len(batches) == len(sampler) == -(-images // places)
+    for batch in batches:
+        assert set(np.unique(batch, return_counts=True)[1]) == {views}
+    assert sorted(row for batch in batches for row in batch) == sorted(list(range(images)) * views)
+    sizes = [len(batch) // views for batch in batches]
+    assert max(sizes) <= places
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_shuffled_the_order_depends_on_seed_and_epoch_alone():
+    def order(seed: int, epoch: int) -> list[list[int]]:
+        sampler = ShuffledBatchSampler(30, batch_size=8, views=2, seed=seed)
+        list(sampler)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert order(0, 3) == order(0, 3)
+    assert order(0, 3) != order(0, 4)
+    assert order(0, 3) != order(1, 3)
+
+
+@given(images=st.integers(12, 60), count=st.sampled_from([2, 3]), views=st.integers(1, 2), epoch=st.integers(0, 3))
+def test_shuffled_the_shares_of_the_processes_joined_are_the_batches_of_one(images, count, views, epoch):
+    def of(num_replicas: int, rank: int) -> list[list[int]]:
+        sampler = ShuffledBatchSampler(images, batch_size=12, views=views, seed=4, num_replicas=num_replicas, rank=rank)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    shares = [of(count, rank) for rank in range(count)]
+    assert [list(itertools.chain(*parts)) for parts in zip(*shares, strict=True)] == of(1, 0)
+    assert all(share for process in shares for share in process)
+
+
+def test_shuffled_resuming_leaves_out_what_is_done_and_the_rows_not_asked_for_never_come():
+    rows = np.arange(1, 40, 2)
+    sampler, again = (ShuffledBatchSampler(40, batch_size=6, views=2, rows=rows) for _ in range(2))
+    sampler.set_epoch(2)
+    again.resume(2, 3)
+    whole, rest = list(sampler), list(again)
+    assert rest == whole[3:]
+    assert [batch.seed for batch in rest] == [batch.seed for batch in whole[3:]]
+    assert sorted({row for batch in whole for row in batch}) == rows.tolist()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"views": 0}, ConfigError, "views must be at least 1, got 0"),
+        ({"views": 4}, ConfigError, "batch_size must be a multiple of views, got 6 and 4"),
+        ({"num_replicas": 4}, ConfigError, "batch_size must be a multiple of num_replicas, got 6 and 4"),
+        ({"rank": 1}, ConfigError, "rank must be at least 0 and below num_replicas = 1, got 1"),
+        ({"images": 0}, DataError, "there is no image to draw a batch from"),
+        ({"images": 1, "num_replicas": 3}, DataError, "a batch would have only 2 images; 3 processes cannot share it"),
+    ],
+)
+def test_shuffled_what_cannot_be_drawn_is_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        ShuffledBatchSampler(**{"images": 12, "batch_size": 6, "views": 2, **arguments})

@@ -52,7 +52,7 @@ def test_features_are_those_of_torchvision_to_the_bit_and_maps_have_the_channels
     assert torch.equal(torch.rand(1), drawn)  # cutting draws no numbers
     images = torch.rand(1, 3, FAMILIES[name], FAMILIES[name])
     with torch.no_grad():
-        stages, features = trunk(images)
+        stages, features, _ = trunk(images)
         if features is None:
             features = nn.AdaptiveAvgPool2d(1)(stages[-1]).flatten(1)
         assert torch.equal(features, expected(images))
@@ -111,7 +111,7 @@ def test_a_transformers_maps_are_its_patches_tokens_in_their_places():
     images = torch.rand(2, 3, 16, 16)
     tokens = network._process_input(images)
     tokens = torch.cat([network.class_token.expand(2, -1, -1), tokens], dim=1) + network.encoder.pos_embedding
-    stages, features = trunk(images)
+    stages, features, _ = trunk(images)
     assert [len(stage) for stage in trunk.stages] == [3, 2, 2]  # 6 blocks in shares of 2; tokens are made first
     for stage, maps in enumerate(stages):
         for block in network.encoder.layers[2 * stage : 2 * stage + 2]:

@@ -1,5 +1,6 @@
 """Short trainings that one process and several do alike; run as a script, one of several processes."""
 
+import itertools
 import json
 import os
 import sys
@@ -12,8 +13,7 @@ import torch.distributed as dist
 from lightning import Callback
 
 from dmlkd.config import load_config
-from dmlkd.data import ClassBalancedBatchSampler
-from dmlkd.data.sampling import Rows
+from dmlkd.data import EpochBatchSampler
 from dmlkd.exits import Exit
 from dmlkd.files import write_csv, write_json
 from dmlkd.training import fit
@@ -68,6 +68,13 @@ EQUAL = {
         "{name: embedding, weight: 1, teacher: previous_epoch}]",
         "classes={}",
     ],
+    "views, a queue of keys, features before the ReLU": [
+        "distill=[{name: moco, weight: 1, queue: 100, teacher: {name: moving_average, decay: 0.5}}, "
+        "{name: margin_relu, weight: 1e-3, teacher: previous_epoch}]",
+        "metric_weight=0",
+        "train.sampler=shuffled",
+        "train.views=2",
+    ],
     "head alone first": ["train.head_only_epochs=1"],
 }
 ALIKE = {
@@ -81,17 +88,19 @@ ALIKE = {
 }
 
 
-class Uneven(ClassBalancedBatchSampler):
+class Uneven(EpochBatchSampler):
     """Three batches of 47 images an epoch, whose shares differ in size."""
+
+    def __init__(self, whole: EpochBatchSampler) -> None:
+        processes = Processes.now()
+        super().__init__(seed=whole.seed, num_replicas=processes.size, rank=processes.rank)
+        self.whole = whole
 
     def __len__(self) -> int:
         return 3
 
-    def __iter__(self):
-        processes = Processes.now()
-        for _, batch in zip(range(3), super().__iter__(), strict=False):
-            first, last = (47 * rank // processes.size for rank in (processes.rank, processes.rank + 1))
-            yield Rows(batch[:47][first:last])
+    def _drawn(self, rng):
+        return (batch[:47] for batch in itertools.islice(self.whole._drawn(rng), 3))
 
 
 class Recorder(Callback):
@@ -116,7 +125,7 @@ def recorded(overrides: list[str], out: Path) -> dict:
     _fits(out / "fits", build(config.model_copy(update={"distill": ()})))
     lightning.seed_everything(0, verbose=False)
     parts = build(config, out / "fits")
-    sampler = Uneven(parts.data.train.targets, batch_size=48, per_class=16)
+    sampler = Uneven(parts.sampler)
     seen = Recorder()
     parts.student.double()
     parts.objective.double()

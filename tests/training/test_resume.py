@@ -103,6 +103,15 @@ KINDS = {
         "train.early_stop_epochs=1",
         "train.checkpoint_trunk=true",
     ],
+    "views, a queue of keys, features before the ReLU": [
+        "distill=[{name: moco, weight: 1, queue: 100, teacher: {name: moving_average, decay: 0.9, mode: train}}, "
+        "{name: margin_relu, weight: 1e-4, teacher: previous_epoch}]",
+        "metric_weight=0",
+        "train.sampler=shuffled",
+        "train.views=2",
+        "train.batch_size=96",
+        "model.hidden=8",
+    ],
     "snapshot, whole batches": [
         "distill.0.teacher={name: snapshot, every: 3}",
         "data.on_device=true",

@@ -263,7 +263,7 @@ def test_a_taken_folder_is_refused_and_kept(configs, tmp_path):
         (
             ["metric_loss={name: SmoothAPLoss}", "miner=null", "train.sampler=published"],
             ConfigError,
-            "SmoothAPLoss needs equally many images of each class; this sampler",
+            "SmoothAPLoss needs equally many images of each class, which published does not draw",
         ),
         (
             ["metric_loss={name: SmoothAPLoss}", "miner=null", "train.per_class=200", "train.batch_size=400"],

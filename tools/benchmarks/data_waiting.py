@@ -28,7 +28,7 @@ def shares(data, workers: int, options) -> dict[str, object]:
     torch.manual_seed(options.seed)
     model = EmbeddingModel(options.backbone, dim=128).to(device).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-5)
-    sampler = build_sampler(data.train, TrainConfig(batch_size=112, per_class=4))
+    sampler = build_sampler(data.train.targets, TrainConfig(batch_size=112, per_class=4))
     batches = iter(loader(data.train, batch_sampler=sampler, workers=workers))
     waited, worked = 0.0, 0.0
     for step in range(SKIPPED + options.steps):

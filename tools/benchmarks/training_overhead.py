@@ -56,7 +56,7 @@ class ByHand(Callback):
         self.model = model.train()
         self.loss = ContrastiveLoss()
         self.optimizer = torch.optim.Adam(model.parameters(), lr=train.lr)
-        self.batches = iter(loader(data, batch_sampler=build_sampler(data, train)))
+        self.batches = iter(loader(data, batch_sampler=build_sampler(data.targets, train)))
         self.theirs: list[float] = []
         self.ours: list[float] = []
         self.began = 0.0
