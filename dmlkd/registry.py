@@ -94,7 +94,7 @@ METHODS = {
     "sfr": MethodEntry("dmlkd.distill:SelfFeatureRegularization", teacher=None, schedule="constant"),
     "skd": MethodEntry("dmlkd.distill:skd", teacher="class_geometry", schedule="constant", classes=True),
     "sril": MethodEntry(
-        "dmlkd.distill:SelectiveRegularisation", teacher="finished_run", schedule="constant", classes=True
+        "dmlkd.distill:SelectiveRegularization", teacher="finished_run", schedule="constant", classes=True
     ),
     "subclass": MethodEntry(
         "dmlkd.distill:SubclassDistillation", teacher="finished_run", schedule="constant", classes=True

@@ -118,6 +118,14 @@ TRIED = {
     **{f"ambiguity, weight {weight}": (f"distill=[{ambiguity(weight)}]",) for weight in (0.3, 0.1, 0.03)},
 }
 
+CHOSEN = (
+    "BSD, label evidence 1000, discount 0.9",
+    "adaptive labels, weight 0.1",
+    "SKD, share 0.03, sigma 0.1",
+    "SD-Dropout, weight 0.1, temperature 1",
+    "ambiguity, weight 0.1",
+)
+
 GROUPS = {
     "methods": Group(
         "Omniglot-small, normalised softmax",
@@ -157,6 +165,11 @@ GROUPS = {
         {"plain": PLAIN, **TRIED},
         seeds=1,
         first_seed=100,
+    ),
+    "tuned": Group(
+        "The settings of least NLL",
+        "configs/methods/cs-kd.yaml",
+        {"plain": PLAIN, **{arm: TRIED[arm] for arm in CHOSEN}},
     ),
     "noise": Group(
         "The same with 30 % of the training labels wrong",

@@ -14,7 +14,7 @@ from dmlkd.config.schema import (
     TermConfig,
     TrainConfig,
 )
-from dmlkd.config.signatures import checked, parameters
+from dmlkd.config.signatures import checked, constructed, parameters
 from dmlkd.config.yaml_source import YamlSource
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "YamlSource",
     "checked",
     "checked_data",
+    "constructed",
     "load_config",
     "load_training",
     "nested_part",

@@ -2,12 +2,13 @@
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from dmlkd.errors import ConfigError, suggestion
+from dmlkd.errors import ConfigError, UserError, suggestion
 
+T = TypeVar("T")
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -74,6 +75,22 @@ def checked(
         name: _converted(value, hints.get(name), valid[name].default, (*path, name))
         for name, value in arguments.items()
     }
+
+
+def constructed(
+    target: Callable[..., T], arguments: Mapping[str, Any], path: tuple[str | int, ...], **supplied: Any
+) -> T:
+    """Call a constructor with converted arguments; what it refuses becomes a configuration error at ``path``."""
+    converted = checked(target, arguments, path, supplied=supplied)
+    try:
+        return target(**converted, **supplied)
+    except ConfigError as error:
+        raise ConfigError(str(error), path + error.path) from None
+    except UserError as error:
+        raise ConfigError(str(error), path) from None
+    except (TypeError, ValueError, AssertionError, KeyError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{getattr(target, '__name__', target)} refuses its arguments: {reason}", path) from error
 
 
 def _converted(value: Any, hint: Any, default: Any, path: tuple[str | int, ...]) -> Any:

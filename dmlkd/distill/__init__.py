@@ -38,7 +38,7 @@ from dmlkd.distill.posteriors import (
 from dmlkd.distill.remembered_posterior import RememberedPosteriorTeacher, ps_kd
 from dmlkd.distill.schedules import After, Constant, Cosine, LinearRamp, Schedule, WarmUp
 from dmlkd.distill.sfr import SelfFeatureRegularization, local_descriptors, transport_cost
-from dmlkd.distill.sril import SelectiveRegularisation, agreeing, interpolate
+from dmlkd.distill.sril import SelectiveRegularization, agreeing, interpolate
 from dmlkd.distill.subclasses import SubclassDistillation, SubclassSpread, subclass_spread
 from dmlkd.distill.teachers import (
     FrozenTeacher,
@@ -89,7 +89,7 @@ __all__ = [
     "ResidualLosses",
     "RowMemory",
     "Schedule",
-    "SelectiveRegularisation",
+    "SelectiveRegularization",
     "SelfDistillationDropout",
     "SelfFeatureRegularization",
     "SnapshotTeacher",

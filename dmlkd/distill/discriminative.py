@@ -36,9 +36,8 @@ class DiscriminativeDistillation(PosteriorDistillation):
         """Return the loss, a scalar, of logits (B, C); no gradient reaches the teacher's."""
         check_logits(student, teacher)
         unknown = teacher == -torch.inf
-        lowest = (
-            torch.finfo(student.dtype).min / 4
-        )  # of which exp is 0 and, unlike minus infinity, differences are numbers
+        # Of which exp is 0, and differences are numbers, as those of minus infinity are not.
+        lowest = torch.finfo(student.dtype).min / 4
         return posterior_divergence(
             student=student.masked_fill(unknown, lowest),
             teacher=teacher.masked_fill(unknown, lowest),

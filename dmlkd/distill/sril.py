@@ -52,7 +52,7 @@ def interpolate(student: nn.Module, teacher: nn.Module, share: float) -> None:
             own.lerp_(theirs[name].to(own), share)
 
 
-class SelectiveRegularisation(DistillationMethod):
+class SelectiveRegularization(DistillationMethod):
     r"""Hold embeddings to the model of the task before, where that does not stand in the way of the new classes.
 
     .. math:: L = \frac1B \sum_i m_i \lVert z_i - \tilde z_i \rVert^2

@@ -15,7 +15,7 @@ from dmlkd.data.exemplars import herding_order
 from dmlkd.errors import ConfigError
 from dmlkd.export import embed
 from dmlkd.export.embeddings import BATCH_SIZE
-from dmlkd.models import ClassifyingModel
+from dmlkd.models import ClassifyingModel, embedding_model
 from dmlkd.training.building_data import build_training_images
 from dmlkd.training.loading import earlier_fit, load_network
 from dmlkd.training.processes import Processes
@@ -66,7 +66,7 @@ def _chosen(config: RunConfig, data: DataSplits, runs: Path | None) -> Rows:
     kept = recorded_rows(folder / REPLAYED, data.train.paths) if (folder / REPLAYED).is_file() else there[:0]
 
     network = load_network(folder)
-    model = network.model if isinstance(network, ClassifyingModel) else network
+    model = embedding_model(network)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     images = build_training_images(config.data, seed=config.train.seed).images
     model.to(device)

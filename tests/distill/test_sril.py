@@ -13,7 +13,7 @@ from dmlkd import Batch, EmbeddingModel
 from dmlkd.distill import (
     FrozenTeacher,
     PartnerTeacher,
-    SelectiveRegularisation,
+    SelectiveRegularization,
     agreeing,
     embedding_distance,
     interpolate,
@@ -37,7 +37,7 @@ def unit(size, dim, seed):
 def test_value_and_gradient_are_those_of_a_loop_over_images(sizes):
     student, teacher = unit(*sizes).requires_grad_(), unit(*sizes[:2], sizes[2] + 1).requires_grad_()
     metric_gradient, old = drawn(*sizes[:2], sizes[2] + 2), torch.arange(sizes[0]) % 3 == 0
-    loss = SelectiveRegularisation()(student=student, teacher=teacher, old=old, metric_gradient=metric_gradient)
+    loss = SelectiveRegularization()(student=student, teacher=teacher, old=old, metric_gradient=metric_gradient)
     loss.backward()
     expected, gradient = 0.0, torch.zeros_like(student)
     for i in range(sizes[0]):
@@ -61,7 +61,7 @@ def test_old_images_are_held_whatever_the_metric_loss_wants_and_new_ones_only_wh
     for gradient, new in ((toward.grad, True), (-toward.grad, False), (torch.zeros_like(student), True)):
         assert (agreeing(student=student, teacher=teacher, metric_gradient=gradient) == new).all()
         for old in (True, False):
-            loss = SelectiveRegularisation()(
+            loss = SelectiveRegularization()(
                 student=student, teacher=teacher, old=torch.full((6,), old), metric_gradient=gradient
             )
             whole = embedding_distance(student=student, teacher=teacher)
@@ -84,7 +84,7 @@ def confidences(logits, labels, known):
 
 
 def test_the_share_is_what_old_images_lost_of_their_confidence_among_classes_that_the_teacher_knows():
-    method, labels, old = SelectiveRegularisation(interpolation=0.5), torch.tensor([0, 1, 2, 0]), [1, 1, 0, 1]
+    method, labels, old = SelectiveRegularization(interpolation=0.5), torch.tensor([0, 1, 2, 0]), [1, 1, 0, 1]
     student, teacher = drawn(4, 3, 0), drawn(4, 3, 1) + 4 * F.one_hot(labels, 3)
     teacher[:, 2] = -torch.inf
     for part in (slice(0, 2), slice(2, 4)):
@@ -99,7 +99,7 @@ def test_the_share_is_what_old_images_lost_of_their_confidence_among_classes_tha
 
 
 def test_nothing_is_taken_back_where_confidence_rose_or_nothing_old_was_seen():
-    method, labels, old = SelectiveRegularisation(), torch.tensor([0, 1]), torch.tensor([True, True])
+    method, labels, old = SelectiveRegularization(), torch.tensor([0, 1]), torch.tensor([True, True])
     assert method.share == 0
     method.watch(student=drawn(2, 3, 0), teacher=drawn(2, 3, 1) + 9, labels=labels, old=~old)
     assert method.share == 0
@@ -140,7 +140,7 @@ def taught(**arguments):
     from pytorch_metric_learning.losses import ContrastiveLoss
 
     student, teacher = network(), network()
-    method = SelectiveRegularisation(dim=8, network=student, replayed=np.array([0, 2, 3]), **arguments)
+    method = SelectiveRegularization(dim=8, network=student, replayed=np.array([0, 2, 3]), **arguments)
     objective = Objective(ContrastiveLoss(), [Term(method, FrozenTeacher(teacher), name="sril")])
     objective.start_epoch(student, 0, 2)
     return student, objective, method, teacher
@@ -187,28 +187,28 @@ def test_the_end_of_an_epoch_moves_the_student_and_forgets_what_it_saw():
 def test_what_it_saw_of_an_epoch_is_in_its_state_and_the_rows_are_not():
     _, _, method, _ = taught()
     method.get_buffer("_confidence").copy_(torch.tensor([1.0, 2.0]))
-    other = SelectiveRegularisation()
+    other = SelectiveRegularization()
     other.load_state_dict(method.state_dict())
     assert other.share == method.share == 0.5
 
 
 BAD = {
-    "interpolation": (lambda: SelectiveRegularisation(interpolation=1.5), "interpolation must be a number from 0 to 1"),
-    "dim": (lambda: SelectiveRegularisation(dim=0), "dim must be a whole number of at least 1, got 0"),
+    "interpolation": (lambda: SelectiveRegularization(interpolation=1.5), "interpolation must be a number from 0 to 1"),
+    "dim": (lambda: SelectiveRegularization(dim=0), "dim must be a whole number of at least 1, got 0"),
     "no network": (
-        lambda: SelectiveRegularisation().check_teacher(PartnerTeacher()),
+        lambda: SelectiveRegularization().check_teacher(PartnerTeacher()),
         "weights go toward a network's, and PartnerTeacher is none",
     ),
     "other dimension": (
-        lambda: Term(SelectiveRegularisation(dim=8), FrozenTeacher(network(6))),
+        lambda: Term(SelectiveRegularization(dim=8), FrozenTeacher(network(6))),
         "the teacher's have 6, the student's 8",
     ),
     "other architecture": (
-        lambda: Term(SelectiveRegularisation(network=network()), FrozenTeacher(network(width=6))),
+        lambda: Term(SelectiveRegularization(network=network()), FrozenTeacher(network(width=6))),
         "must be of the student's architecture",
     ),
     "other classes": (
-        lambda: SelectiveRegularisation().watch(
+        lambda: SelectiveRegularization().watch(
             student=torch.zeros(2, 3), teacher=torch.zeros(2, 4), labels=torch.zeros(2).long(), old=torch.ones(2).bool()
         ),
         "same images and classes",

@@ -11,7 +11,8 @@ from dmlkd.config import load_config
 from dmlkd.errors import ConfigError
 from dmlkd.models import ClassHead, ClassifyingModel, EmbeddingModel, load_classes
 from dmlkd.training import run
-from dmlkd.training.building import build, build_losses
+from dmlkd.training.building import build
+from dmlkd.training.building_losses import build_losses
 from dmlkd.training.loading import CLASSES
 from dmlkd.training.measuring import measure_run_seen
 
