@@ -25,7 +25,7 @@ from dmlkd.training import EmbeddingModule
 from dmlkd.training.building import build
 from dmlkd.training.fitting import optimizer
 
-ALONE = ("distill=[]", "metric_weight=1", "classes=null", "data.held_out_images=0")
+ALONE = ("distill=[]", "metric_weight=1", "classes=null", "exits=null", "data.held_out_images=0")
 NAMES = ("metric loss", "metric loss again", "with terms")
 BATCHES = 2
 
