@@ -146,7 +146,8 @@ def run_once(job: Job) -> dict[str, Any]:
     folder = folder_of(place, arm, seed)
     finished = folder / "metrics.json"
     if finished.is_file():
-        if (folder / "config.yaml").read_text() != settings.to_yaml():
+        made, _ = load_config(folder / "config.yaml")  # keys that have come since have their defaults
+        if made.to_yaml() != settings.to_yaml():
             raise SystemExit(f"{folder} was made with another configuration; move it away")
         return dict(json.loads(finished.read_text()))
     if folder.exists():  # broken off: start it anew

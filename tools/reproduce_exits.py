@@ -28,13 +28,15 @@ ARMS = {
     TOGETHER: ("distill.0.share=0", "distill.0.hint=0"),
     "lists, a = 0.1": ("distill.0.share=0.1",),
     "lists, a = 0.5": ("distill.0.share=0.5",),
-    "posteriors, a = 0.1": ("distill=[{name: byot_posterior, weight: 1, share: 0.1, hint: 1e-6}]",),
     "posteriors, a = 0.5": ("distill=[{name: byot_posterior, weight: 1, share: 0.5, hint: 1e-6}]",),
 }
 # Each gives a single model, compared with the exit that it stands for.
 ALONE = {
-    **{f"alone, {stage}": ("distill=[]", f"model.exit_stage={stage[-1]}") for stage in STAGES[:-1]},
-    "alone, whole": ("distill=[]",),
+    **{
+        f"alone, {stage}": ("distill=[]", "exits=null", f"model.exit_stage={stage[-1]}", "model.exit_width=32")
+        for stage in STAGES[:-1]
+    },
+    "alone, whole": ("distill=[]", "exits=null"),
 }
 
 # A backbone, channels and pixels of its images, and how many at a time.

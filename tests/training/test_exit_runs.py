@@ -16,6 +16,7 @@ from dmlkd.training.exits import measure_exits
 from dmlkd.training.fitting import optimizer
 from dmlkd.training.measuring import embed_saved, evaluate_run
 from dmlkd.training.proxies import ProxyScores
+from dmlkd.training.running import seeded_parts
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -92,13 +93,12 @@ def test_the_run_folder_has_each_exit_as_a_model_that_scores_what_the_metrics_sa
     assert {path.name for path in (finished.folder / "exits").iterdir()} == {"stage-0", "stage-2"}
 
 
-def test_exits_have_learned(finished):
-    metrics, start = finished.metrics, build(configured(BYOT, "exits={stages: [0, 2], width: 3}"))
-    torch.manual_seed(0)
+def test_exits_have_learned(finished, tmp_path):
+    config, _ = load_config(finished.folder / "config.yaml")
+    before = seeded_parts(config, tmp_path / "same").encoders()["stage-2"].state_dict()
     trained = EmbeddingModel.from_pretrained(finished.folder / "exits" / "stage-2").state_dict()
-    before = start.encoders()["stage-2"].state_dict()
-    assert not [k for k, v in trained.items() if v.is_floating_point() and torch.equal(v, before[k])]
-    assert metrics["exits"]["stage-2"]["test"]["recall@1"] > 0.5
+    moved = {name: not torch.equal(value, before[name]) for name, value in trained.items()}
+    assert all(moved.values()), moved
 
 
 @pytest.mark.parametrize("overrides", [["data.validation=0.4"], ["data.validation=0.4", "train.ema_decay=0.7"]])

@@ -45,7 +45,7 @@ def read(recipe: str, overrides: list[str], folder: Path) -> RunConfig:
 def alone(config: RunConfig) -> RunConfig:
     """The configuration without its terms."""
     data = config.data.model_copy(update={"held_out_images": 0.0})
-    return config.model_copy(update={"distill": (), "metric_weight": 1.0, "classes": None, "data": data})
+    return config.model_copy(update={"distill": (), "metric_weight": 1.0, "classes": None, "exits": None, "data": data})
 
 
 def built(config: RunConfig, folder: Path, device: str) -> tuple[Arm, list[Batch], int]:
