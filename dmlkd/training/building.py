@@ -202,7 +202,7 @@ def build_losses(
     if isinstance(student, ClassifyingModel):
         supplies |= {"class_scores": student.classes, "classify": student.classify}
     terms = _terms(config.distill, supplies)
-    _check_student(terms, student, config.train)
+    check_student(terms, student, config.train)
     _check_subclasses(terms, scores)
     if isinstance(scores, ClassHead) and not any(term.method.supervises for term in terms):
         weight = (config.classes or ClassesConfig()).weight
@@ -234,8 +234,12 @@ def _class_scores(config: RunConfig, loss: nn.Module, *, dim: int, classes: int)
     return ClassHead(dim=dim, classes=classes, subclasses=section.subclasses, scale=section.scale)
 
 
-def _check_student(terms: Sequence[Term], student: EmbeddingModel | ClassifyingModel, train: TrainConfig) -> None:
-    """Refuse terms that read what the student does not give, or that compare views where there is but one."""
+def check_student(terms: Sequence[Term], student: EmbeddingModel | ClassifyingModel, train: TrainConfig) -> None:
+    """Refuse terms that read what the student does not give, or that compare views where there is but one.
+
+    Raises:
+        ConfigError: naming the term.
+    """
     for term in terms:
         if missing := sorted(term.method.student_needs - student.gives):
             raise ConfigError(
