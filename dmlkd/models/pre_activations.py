@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 
@@ -19,7 +20,7 @@ class StageRun(NamedTuple):
     output: Tensor
 
 
-def last_norm(stage: nn.Module) -> nn.BatchNorm2d | None:
+def last_norm(stage: nn.Module) -> _BatchNorm | None:
     """The batch norm before the last ReLU of a stage; None for a stage that is not one of those known.
 
     Args:
@@ -34,7 +35,7 @@ def last_norm(stage: nn.Module) -> nn.BatchNorm2d | None:
         norm = stage[1]
     else:
         return None
-    return norm if isinstance(norm, nn.BatchNorm2d) else None
+    return norm if isinstance(norm, _BatchNorm) else None
 
 
 def _relu_and_pooling(rest: nn.Sequential) -> bool:

@@ -98,7 +98,7 @@ def build_losses(
         supplies |= {"class_scores": student.classes, "classify": student.classify}
         supplies["class_scores_of"] = functools.partial(_scores_of, config=config, dim=model.dim, classes=classes)
     terms = _terms(config.distill, supplies)
-    _check_student(terms, student, config.train)
+    check_student(terms, student, config.train)
     _check_subclasses(terms, scores)
     if isinstance(scores, ClassHead) and not any(term.method.supervises for term in terms):
         weight = (config.classes or ClassesConfig()).weight
@@ -152,8 +152,12 @@ def _exits(config: RunConfig, model: EmbeddingModel) -> ExitingModel | None:
     return constructed(ExitingModel, (config.exits or ExitsConfig()).model_dump(), ("exits",), model=model)
 
 
-def _check_student(terms: Sequence[Term], student: Student, train: TrainConfig) -> None:
-    """Refuse terms that read what the student does not give, or that compare views where there is but one."""
+def check_student(terms: Sequence[Term], student: Student, train: TrainConfig) -> None:
+    """Refuse terms that read what the student does not give, or that compare views where there is but one.
+
+    Raises:
+        ConfigError: naming the term.
+    """
     for term in terms:
         if missing := sorted(term.method.student_needs & BEFORE_RELU - student.gives):
             raise ConfigError(

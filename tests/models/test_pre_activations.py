@@ -72,6 +72,11 @@ def test_the_norm_of_a_resnet_is_the_last_of_its_last_block(backbone, last):
     assert [last_norm(stage) for stage in stages] == [stages[0][1], *(getattr(stage[-1], last) for stage in stages[1:])]
 
 
+def test_synchronised_batch_norm_is_known_too():
+    trunk = EmbeddingModel("resnet18", dim=4).trunk
+    assert len(torch.nn.SyncBatchNorm.convert_sync_batchnorm(trunk).pre_activation_norms()) == 5
+
+
 @pytest.mark.parametrize("backbone", ["mobilenet_v3_small", "vit_b_16", "densenet121"])
 def test_other_backbones_do_not_give_them_and_say_so(backbone):
     model = EmbeddingModel(backbone, dim=4)

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from dmlkd import EmbeddingModel, Objective
-from dmlkd.config import load_config, load_training
+from dmlkd.config import TrainConfig, load_config, load_training
 from dmlkd.data.loading import loader
 from dmlkd.distill import MarginReLU, MomentumContrast, MovingAverageTeacher
 from dmlkd.errors import ConfigError
 from dmlkd.signals import Batch
 from dmlkd.training import Term, run, run_plan
 from dmlkd.training.building import build
+from dmlkd.training.building_losses import build_losses, check_student
 from dmlkd.training.checkpoints import read_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -117,21 +118,13 @@ def earlier(tmp_path_factory) -> Path:
     return run(config, tmp_path_factory.mktemp("earlier") / "run").folder
 
 
-@pytest.fixture(scope="module")
-def without_stages(tmp_path_factory) -> Path:
-    """A saved model whose stages do not end in batch norm and ReLU."""
-    folder = tmp_path_factory.mktemp("without") / "model"
-    EmbeddingModel("mobilenet_v3_small", dim=4, in_channels=3).save_pretrained(folder)
-    return folder
-
-
 def test_a_run_is_held_to_the_features_of_an_earlier_one(tmp_path, earlier):
     """The more, the less it leaves them."""
     start = f"start={{path: {earlier}, part: trunk}}"
     away = []
     for weight in (1e-6, 1.0):
         term = f"{{name: margin_relu, weight: {weight}, teacher: {{name: finished_run, path: {earlier}}}}}"
-        result = run(configured(start, f"distill=[{term}]", "train.epochs=3"), tmp_path / str(weight))
+        result = run(configured(start, f"distill=[{term}]", "train.epochs=3", "train.lr=1e-2"), tmp_path / str(weight))
         away.append(result.fit.history[-1]["train/margin_relu"])
     assert away[1] < away[0] / 3
 
@@ -143,20 +136,6 @@ MISFITS = {
     "smooth-AP": (
         ["train.sampler=shuffled", "metric_loss=SmoothAPLoss"],
         "SmoothAPLoss needs equally many images of each class, which shuffled does not draw",
-    ),
-    "no such stages": (
-        ["model={backbone: mobilenet_v3_small, dim: 4}", "data.channels=3", "data.image_size=32",
-         "distill=[{name: margin_relu, weight: 1, teacher: previous_epoch}]"],
-        "MarginReLU needs its teacher's pre_activation_norms, pre_activations, got PreviousEpochTeacher",
-    ),
-    "a teacher without": (
-        ["data.channels=3", "distill=[{name: margin_relu, weight: 1, teacher: {name: finished_run, path: WITHOUT}}]"],
-        "the stages of WITHOUT do not end in batch norm and ReLU",
-    ),
-    "a student without": (
-        ["model={backbone: mobilenet_v3_small, dim: 4}", "data.channels=3", "data.image_size=32",
-         "distill=[{name: margin_relu, weight: 1, teacher: {name: finished_run, path: CONVNET}}]"],
-        "has stages of .* channels, the student of|which only a backbone has whose stages end in batch norm and ReLU",
     ),
     "other channels": (
         ["model.backbone_args.width=4",
@@ -171,12 +150,36 @@ MISFITS = {
 
 
 @pytest.mark.parametrize(("overrides", "message"), MISFITS.values(), ids=MISFITS)
-def test_parts_that_do_not_fit_are_refused_in_one_line(tmp_path, earlier, without_stages, overrides, message):
-    EmbeddingModel("convnet4", dim=4, in_channels=3).save_pretrained(tmp_path / "convnet")
-    places = {"EARLIER": earlier, "WITHOUT": without_stages, "CONVNET": tmp_path / "convnet"}
-    for name, place in places.items():
-        overrides = [override.replace(name, str(place)) for override in overrides]
-        message = message.replace(name, str(place))
+def test_parts_that_do_not_fit_are_refused_in_one_line(earlier, overrides, message):
     with pytest.raises(ConfigError, match=message) as refused:
-        build(configured(*overrides))
+        build(configured(*(override.replace("EARLIER", str(earlier)) for override in overrides)))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "message"),
+    [
+        ("mobilenet_v3_small", "previous_epoch", "needs its teacher's .* got PreviousEpochTeacher"),
+        ("convnet4", "{name: finished_run, path: mobilenet_v3_small}", "the stages of .* do not end in batch norm and"),
+        ("mobilenet_v3_small", "{name: finished_run, path: convnet4}", "has stages of .* channels, the student of"),
+    ],
+)
+def test_backbones_whose_stages_do_not_fit_are_refused_in_one_line(tmp_path, monkeypatch, student, teacher, message):
+    monkeypatch.chdir(tmp_path)
+    models = {name: EmbeddingModel(name, dim=4) for name in ("convnet4", "mobilenet_v3_small")}
+    for name, model in models.items():
+        model.save_pretrained(tmp_path / name)
+    config = configured(f"distill=[{{name: margin_relu, weight: 1, teacher: {teacher}}}]")
+    with pytest.raises(ConfigError, match=message) as refused:
+        build_losses(config, models[student], classes=3, rows=9)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_student_without_what_a_term_reads_is_refused():
+    class Mine(MarginReLU):
+        teacher_needs = frozenset({"embeddings"})
+
+    model = EmbeddingModel("mobilenet_v3_small", dim=4)
+    with pytest.raises(ConfigError, match="mine reads pre_activations, which only a backbone has") as refused:
+        check_student([Term(Mine(), MovingAverageTeacher(model), name="mine")], model, TrainConfig())
+    assert refused.value.path == ("model", "backbone")
