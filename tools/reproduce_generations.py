@@ -131,6 +131,7 @@ GROUPS = {
             "dynamic smoothing": (f"distill=[{DYNAMIC}]", WHOLE),
             "SFR + dynamic smoothing": (f"distill=[{sfr(1)}, {DYNAMIC}]", WHOLE),
         },
+        seeds=3,
     ),
     "sfr-weights": Group(
         "Other weights",

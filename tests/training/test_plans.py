@@ -258,8 +258,8 @@ def test_generations_are_taught_by_the_one_before(tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted(PLANS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_shipped_plan_is_read_and_its_fits_are_built(request, monkeypatch, path):
-    if path.stem.startswith("arriving"):
+def test_every_shipped_plan_is_read_and_its_fits_are_built(path, request, monkeypatch):
+    if not path.stem.startswith("digits"):
         monkeypatch.setenv("DMLKD_DATA", str(request.getfixturevalue("omniglot")))
     plan, _ = load_training(path)
     for fit in plan.fits:
