@@ -86,6 +86,7 @@ def evaluate(
     else:
         assert model is not None
         chosen_data = _section(data, root, options or [])
+        _check_prepared_once(model, chosen_data)
         source = (
             _of_model(model, chosen_data)
             if gallery_model is None
@@ -175,6 +176,14 @@ def _section(data: str | None, root: Path | None, options: list[str]) -> "DataCo
     from dmlkd.cli.data import section
 
     return section(data, root, options)
+
+
+def _check_prepared_once(model: Path, data: "DataConfig") -> None:
+    """Refuse options that a model which says how its images are prepared would leave without effect."""
+    from dmlkd.data.preprocessing import load_transforms
+
+    if data.preparing and load_transforms(model) is not None:
+        raise UserError(f"{model} says how its images are prepared: leave out {' and '.join(data.preparing)}")
 
 
 def _of_model(model: Path, data: "DataConfig") -> _Source:

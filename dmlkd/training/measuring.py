@@ -131,13 +131,9 @@ def embed_saved(model: Path, data: DataConfig) -> Embedded:
         data: which images, with the name of a registered data set.
 
     Raises:
-        UserError: if the folder holds no model, it and ``data`` both say how images are prepared, or the images are not
-            there or have other channels.
+        UserError: if the folder holds no model, or the images are not there or have other channels.
     """
-    loaded = EmbeddingModel.from_pretrained(model)
-    if data.preparing and load_transforms(model) is not None:
-        raise UserError(f"{model} says how its images are prepared: leave out {' and '.join(data.preparing)}")
-    return _embedded(loaded, checked_data(data), model)
+    return _embedded(EmbeddingModel.from_pretrained(model), checked_data(data), model)
 
 
 @torch.no_grad()

@@ -90,7 +90,7 @@ def test_a_cut_trunk_gives_the_maps_of_the_whole_and_holds_no_later_stage(name):
         whole = trunk(images).stages
         for stage in range(len(whole)):
             cut = trunk.cut(stage)
-            stages, features = cut(images)
+            stages, features, _ = cut(images)
             assert features is None
             assert len(stages) == len(cut.stages) == stage + 1
             assert torch.equal(stages[-1], whole[stage])
