@@ -14,18 +14,13 @@ from torch import nn
 
 from dmlkd import registry
 from dmlkd.config import ClassesConfig, Part, RunConfig, TermConfig, TrainConfig, checked, nested_part, parameters
-from dmlkd.data import (
-    ClassBalancedBatchSampler,
-    DataSplits,
-    EpochBatchSampler,
-    ShuffledBatchSampler,
-)
+from dmlkd.data import DataSplits, EpochBatchSampler
 from dmlkd.distill import CrossEntropy, Schedule, Teacher
 from dmlkd.errors import ConfigError, UserError
 from dmlkd.models import ClassHead, ClassifyingModel, ClassScores, EmbeddingModel
-from dmlkd.training.building_data import build_data
+from dmlkd.training.building_data import build_data, build_sampler
 from dmlkd.training.objective import Objective, Term
-from dmlkd.training.processes import Processes, check
+from dmlkd.training.processes import check
 from dmlkd.training.proxies import ProxyScores, has_proxies
 from dmlkd.training.rates import lr_schedule
 from dmlkd.training.settings import check_settings, checkpointed_trunk
@@ -113,36 +108,6 @@ def check_train(train: TrainConfig) -> None:
         raise ConfigError(message, ("train", "accelerator"))
     if train.precision == "16-mixed" and (train.accelerator == "cpu" or not any(there.values())):
         raise ConfigError("16-mixed needs a GPU; bf16-mixed runs on a CPU too", ("train", "precision"))
-
-
-def build_sampler(
-    targets: NDArray[np.int64], train: TrainConfig, *, rows: NDArray[np.int64] | None = None
-) -> EpochBatchSampler:
-    """The batches that a training section asks for, of images with such labels or of some rows of them.
-
-    Where there are several processes, this one's shares of them.
-    """
-    processes = Processes.now()
-    if train.sampler == "shuffled":
-        return ShuffledBatchSampler(
-            len(targets),
-            batch_size=train.batch_size,
-            views=train.views,
-            seed=train.seed,
-            rows=rows,
-            num_replicas=processes.size,
-            rank=processes.rank,
-        )
-    return ClassBalancedBatchSampler(
-        targets,
-        batch_size=train.batch_size,
-        per_class=train.per_class,
-        seed=train.seed,
-        replacement=train.sampler == "published",
-        rows=rows,
-        num_replicas=processes.size,
-        rank=processes.rank,
-    )
 
 
 def build_losses(

@@ -12,7 +12,8 @@ from dmlkd.config import Part, PlanConfig, PlanFit, RunConfig, load_config, load
 from dmlkd.errors import ConfigError, UserError
 from dmlkd.files import write_json, write_text
 from dmlkd.models.saved import FITS, PLAN
-from dmlkd.training.building import Parts, build_losses, build_model, build_sampler, check_train
+from dmlkd.training.building import Parts, build_losses, build_model, check_train
+from dmlkd.training.building_data import build_sampler
 from dmlkd.training.folder import held_by_first, sweep
 from dmlkd.training.processes import Processes, together
 from dmlkd.training.running import begin, check_free, go_on, resumable, seeded_parts
