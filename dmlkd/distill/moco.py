@@ -63,8 +63,7 @@ def margin_contrast(
         positives = (student @ teacher.t() - margin) / temperature
         negatives = student @ queue.to(student).t() / temperature
         left_out = (rows[:, None] == queue_rows) | (queue_rows < 0)
-        # The smallest number in the place of -inf, whose logsumexp has no gradient where a row has no negative.
-        negatives = negatives.masked_fill(left_out, torch.finfo(negatives.dtype).min).logsumexp(dim=1, keepdim=True)
+        negatives = negatives.masked_fill(left_out, -torch.inf).logsumexp(dim=1, keepdim=True)
         return F.softplus(negatives - positives).mul(alike).sum() / alike.sum().clamp(min=1)
 
 

@@ -8,13 +8,13 @@ import torch
 from numpy.typing import NDArray
 
 from dmlkd.config import RunConfig, TrainConfig, constructed
-from dmlkd.data import ClassBalancedBatchSampler, DataSplits, EpochBatchSampler, ShuffledBatchSampler
+from dmlkd.data import DataSplits, EpochBatchSampler
 from dmlkd.errors import ConfigError
 from dmlkd.models import EmbeddingModel, embedding_model, exits_of
-from dmlkd.training.building_data import build_data
+from dmlkd.training.building_data import build_data, build_sampler
 from dmlkd.training.building_losses import Student, build_losses
 from dmlkd.training.objective import Objective
-from dmlkd.training.processes import Processes, check
+from dmlkd.training.processes import check
 from dmlkd.training.rates import lr_schedule
 from dmlkd.training.replay import with_memory
 from dmlkd.training.settings import check_settings, checkpointed_trunk
@@ -107,33 +107,3 @@ def check_train(train: TrainConfig) -> None:
         raise ConfigError(message, ("train", "accelerator"))
     if train.precision == "16-mixed" and (train.accelerator == "cpu" or not any(there.values())):
         raise ConfigError("16-mixed needs a GPU; bf16-mixed runs on a CPU too", ("train", "precision"))
-
-
-def build_sampler(
-    targets: NDArray[np.int64], train: TrainConfig, *, rows: NDArray[np.int64] | None = None
-) -> EpochBatchSampler:
-    """The batches that a training section asks for, of images with such labels or of some rows of them.
-
-    Where there are several processes, this one's shares of them.
-    """
-    processes = Processes.now()
-    if train.sampler == "shuffled":
-        return ShuffledBatchSampler(
-            len(targets),
-            batch_size=train.batch_size,
-            views=train.views,
-            seed=train.seed,
-            rows=rows,
-            num_replicas=processes.size,
-            rank=processes.rank,
-        )
-    return ClassBalancedBatchSampler(
-        targets,
-        batch_size=train.batch_size,
-        per_class=train.per_class,
-        seed=train.seed,
-        replacement=train.sampler == "published",
-        rows=rows,
-        num_replicas=processes.size,
-        rank=processes.rank,
-    )

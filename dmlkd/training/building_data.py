@@ -1,4 +1,4 @@
-"""From the data section of a configuration to images, prepared and split."""
+"""From the data section of a configuration to images, prepared and split, and to the batches they are drawn in."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,11 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmlkd import registry
-from dmlkd.config import DataConfig, parameters
+from dmlkd.config import DataConfig, TrainConfig, parameters
 from dmlkd.data import (
+    ClassBalancedBatchSampler,
     DataSplits,
+    EpochBatchSampler,
     ImageDataset,
     ImageTable,
+    ShuffledBatchSampler,
     class_folds,
     hold_out_images,
     leave_domain_out,
@@ -30,6 +33,7 @@ from dmlkd.data.splits import Unreadable
 from dmlkd.data.subsets import class_tasks, image_folds
 from dmlkd.data.transforms import Pipeline, Transforms
 from dmlkd.errors import ConfigError, DataError
+from dmlkd.training.processes import Processes
 
 
 def build_data(config: DataConfig, *, seed: int) -> DataSplits:
@@ -55,6 +59,36 @@ def build_data(config: DataConfig, *, seed: int) -> DataSplits:
         seen=None if seen is None else source.seen(seen, np.unique(train.labels)),
         on_device=on_device,
         trained=_trained(train.labels, config, seed),
+    )
+
+
+def build_sampler(
+    targets: NDArray[np.int64], train: TrainConfig, *, rows: NDArray[np.int64] | None = None
+) -> EpochBatchSampler:
+    """The batches that a training section asks for, of images with such labels or of some rows of them.
+
+    Where there are several processes, this one's shares of them.
+    """
+    processes = Processes.now()
+    if train.sampler == "shuffled":
+        return ShuffledBatchSampler(
+            len(targets),
+            batch_size=train.batch_size,
+            views=train.views,
+            seed=train.seed,
+            rows=rows,
+            num_replicas=processes.size,
+            rank=processes.rank,
+        )
+    return ClassBalancedBatchSampler(
+        targets,
+        batch_size=train.batch_size,
+        per_class=train.per_class,
+        seed=train.seed,
+        replacement=train.sampler == "published",
+        rows=rows,
+        num_replicas=processes.size,
+        rank=processes.rank,
     )
 
 

@@ -9,7 +9,7 @@ from dmlkd.config import TrainConfig
 from dmlkd.data import BatchShare, DataSplits, EpochBatchSampler
 from dmlkd.data.loading import loader
 from dmlkd.signals import Batch
-from dmlkd.training.building import build_sampler
+from dmlkd.training.building_data import build_sampler
 from dmlkd.training.processes import Processes
 
 

@@ -12,7 +12,8 @@ from dmlkd.config import Part, PlanConfig, PlanFit, RunConfig, load_config, load
 from dmlkd.errors import ConfigError, UserError
 from dmlkd.files import write_json, write_text
 from dmlkd.models.saved import FITS, PLAN
-from dmlkd.training.building import Parts, build_model, build_sampler, check_train
+from dmlkd.training.building import Parts, build_model, check_train
+from dmlkd.training.building_data import build_sampler
 from dmlkd.training.building_losses import build_losses
 from dmlkd.training.folder import held_by_first, sweep
 from dmlkd.training.processes import Processes, together

@@ -17,8 +17,7 @@ from harness import parser, show
 from dmlkd.config import DataConfig, TrainConfig, checked_data
 from dmlkd.data.loading import loader
 from dmlkd.models import EmbeddingModel
-from dmlkd.training.building import build_sampler
-from dmlkd.training.building_data import build_data
+from dmlkd.training.building_data import build_data, build_sampler
 
 SKIPPED = 3
 

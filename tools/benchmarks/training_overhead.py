@@ -24,7 +24,7 @@ from dmlkd.config import TrainConfig
 from dmlkd.data import DataSplits, ImageDataset, ImageTable
 from dmlkd.data.loading import loader
 from dmlkd.data.table import strings
-from dmlkd.training.building import build_sampler
+from dmlkd.training.building_data import build_sampler
 
 PER_CLASS = 4
 
