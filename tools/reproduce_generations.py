@@ -1,6 +1,6 @@
 """Generations of self-distillation, cross-fitting, fidelity; and shallow stages taught by the deep one.
 
-    python tools/reproduce_generations.py [--only generations] [--processes 2] [--seeds 3] [--data ../shared/data]
+    python tools/reproduce_generations.py [--only sfr] [--processes 2] [--seeds 3] [--data ../shared/data]
     python tools/reproduce_generations.py --only list
 
 Arms are written as in tools/reproduce_posteriors.py, whose settings these are. Finished runs are kept under
@@ -144,6 +144,11 @@ GROUPS = {
     ),
 }
 
+PAGES = {
+    "generations": ("Generations", ["generations", "cross-fitting"]),
+    "sfr": ("Shallow stages taught by the deep one", ["sfr", "sfr-weights"]),
+}
+
 
 def agreement(student: str, teacher: str, seed: int) -> dict[str, Any]:
     """What ``dmlkd fidelity`` says of two runs, on the student's training classes and on the unseen ones."""
@@ -237,7 +242,8 @@ def fidelity_section(runs: Runs, measured: Runs) -> str:
     return f"""## Fidelity
 
 What [`dmlkd fidelity`](../methods/fidelity.md) says of student and teacher of the same seed: 10 nearest neighbours in
-common and same best class in %, KL in nats.
+common and same best class in %, KL in nats. The training classes are measured on all their images, those held out
+included.
 
 {shown}
 
@@ -248,53 +254,49 @@ draws, so no interval is given.
 """
 
 
-def write(found: dict[str, Runs]) -> None:
-    """Both pages and their JSON files."""
+def write(name: str, found: dict[str, Runs]) -> None:
+    """A page and its JSON file."""
     from dmlkd.files import write_json, write_text
 
-    where, results = machine(), ROOT / "docs" / "results"
-    runs = {**found["generations"], **found["cross-fitting"]}
-    measured = agreements(len(runs["plain"]))
-    section = one_by_one(runs) + fidelity_section(runs, measured)
-    pages = {
-        "generations": ("Generations", ["generations", "cross-fitting"], section),
-        "sfr": ("Shallow stages taught by the deep one", ["sfr", "sfr-weights"], ""),
-    }
-    for name, (title, labels, more) in pages.items():
-        record: dict[str, Any] = {"machine": where, "versions": runs["plain"][0]["versions"]}
-        for label in labels:
-            record[label] = {
-                arm: [{part: one[part] for part in ("test", "seen")} for one in ones]
-                for arm, ones in found[label].items()
-            }
-        if more:
-            record["fidelity"] = measured
-        write_json(results / f"{name}.json", record)
-        write_text(results / f"{name}.md", page(title, labels, found, where, more=more))
+    title, labels = PAGES[name]
+    where, versions = machine(), found[labels[0]]["plain"][0]["versions"]
+    record: dict[str, Any] = {"machine": where, "versions": versions}
+    for label in labels:
+        record[label] = {
+            arm: [{part: one[part] for part in ("test", "seen")} for one in ones] for arm, ones in found[label].items()
+        }
+    more = ""
+    if name == "generations":
+        runs = {**found["generations"], **found["cross-fitting"]}
+        record["fidelity"] = agreements(len(runs["plain"]))
+        more = one_by_one(runs) + fidelity_section(runs, record["fidelity"])
+    write_json(ROOT / "docs" / "results" / f"{name}.json", record)
+    write_text(ROOT / "docs" / "results" / f"{name}.md", page(title, labels, found, where, more=more))
 
 
 def main() -> None:
     """Train what is missing and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["list", *GROUPS], help="one group, whose tables are shown but not written")
+    parser.add_argument("--only", choices=["list", *PAGES], help="one page instead of both; list: show what there is")
     parser.add_argument("--processes", type=int, default=1, help="runs side by side, with one thread each")
     parser.add_argument("--seeds", type=int, help="how many, from 0 on; default: the group's own")
     parser.add_argument("--data", type=Path, help="folder of the data sets; default: $DMLKD_DATA, else ../shared/data")
     arguments = parser.parse_args()
     if arguments.only == "list":
         for label, group in GROUPS.items():
-            print(f"{label}: {group.title}: {', '.join(group.arms)}; {group.seeds} seeds")
+            (name,) = (name for name, (_, labels) in PAGES.items() if label in labels)
+            print(f"{name}, {label}: {group.title}: {', '.join(group.arms)}; {group.seeds} seeds")
         return
     data = arguments.data or Path(os.environ.get("DMLKD_DATA") or ROOT.parent / "shared" / "data")
     os.environ["DMLKD_DATA"] = str(data)
     if arguments.processes > 1:
         os.environ["OMP_NUM_THREADS"] = "1"
-    chosen = {label: group for label, group in GROUPS.items() if arguments.only in (None, label)}
-    found = trained(chosen, seeds=arguments.seeds, processes=max(arguments.processes, 1), name=NAME)
-    for runs in found.values():
-        print(tables(runs, COLUMNS), end="\n\n")
-    if arguments.only is None:
-        write(found)
+    for name in PAGES if arguments.only is None else [arguments.only]:
+        groups = {label: GROUPS[label] for label in PAGES[name][1]}
+        found = trained(groups, seeds=arguments.seeds, processes=max(arguments.processes, 1), name=NAME)
+        for runs in found.values():
+            print(tables(runs, COLUMNS), end="\n\n")
+        write(name, found)
 
 
 if __name__ == "__main__":
