@@ -40,6 +40,7 @@ PLAIN = ("distill=[]",)
 LSD = "{name: lsd, weight: 50, temperature: 1}"
 CS_KD = "{name: cs_kd, weight: 1, temperature: 4}"
 NOISE = "data.noise=0.3"
+LONGER = "train.epochs=108"
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,16 @@ GROUPS = {
         "The settings of least NLL",
         "configs/methods/cs-kd.yaml",
         {"plain": PLAIN, **{arm: TRIED[arm] for arm in CHOSEN}},
+    ),
+    "longer": Group(
+        "Three times as many epochs",
+        "configs/methods/cs-kd.yaml",
+        {
+            "plain, longer": (*PLAIN, LONGER),
+            "CS-KD, longer": (f"distill=[{CS_KD}]", LONGER),
+            "CS-KD + LSD, longer": (f"distill=[{CS_KD}, {LSD}]", LONGER),
+        },
+        seeds=3,
     ),
     "noise": Group(
         "The same with 30 % of the training labels wrong",
