@@ -110,8 +110,8 @@ class EmbeddingModel(
         self.gives = type(self).gives | (BEFORE_RELU if norms else frozenset())
         assert isinstance(self._hub_mixin_config, dict)
         self._hub_mixin_config["weights"] = None
-        if exit_stage is None:  # saved, and known by its fingerprint, as before there were exits
-            for name in ("exit_stage", "exit_width"):
+        for name, given in (("exit_stage", exit_stage), ("exit_width", exit_width), ("hidden", hidden)):
+            if given is None:  # saved, and known by its fingerprint, as before there were such things
                 self._hub_mixin_config.pop(name, None)
 
     @property

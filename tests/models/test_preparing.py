@@ -1,5 +1,7 @@
 """What callers embed with a model, and where models are read from."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -137,6 +139,12 @@ def test_a_damaged_model_is_one_clear_line(run):
     file.unlink()
     with pytest.raises(UserError, match=r"is no saved model: it has no model\.safetensors"):
         EmbeddingModel.from_pretrained(run)
+
+
+def test_a_plain_model_is_saved_and_known_as_before_there_were_exits_and_hidden_layers(tmp_path):
+    small().save_pretrained(tmp_path)
+    kept = {"backbone", "dim", "pool", "weights", "in_channels", "backbone_args", "frozen_batch_norm"}
+    assert set(json.loads((tmp_path / "config.json").read_text())) == kept
 
 
 def test_the_fingerprint_tells_weights_and_architecture_but_not_modes():
