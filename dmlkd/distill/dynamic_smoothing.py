@@ -1,6 +1,6 @@
 """Labels smoothed less as training goes on: the dynamic label smoothing of method C2, SFR."""
 
-from typing import ClassVar, TypedDict
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -10,13 +10,6 @@ from dmlkd.distill.beta_smoothing import smoothed_cross_entropy
 from dmlkd.distill.checks import within
 from dmlkd.distill.method import DistillationMethod
 from dmlkd.signals import Batch, Need, Signals
-
-
-class _State(TypedDict):
-    epoch: int | None
-    accuracy: float
-    right: int
-    taught: int
 
 
 class DynamicSmoothing(DistillationMethod):
@@ -81,7 +74,7 @@ class DynamicSmoothing(DistillationMethod):
         return loss
 
     @override
-    def get_extra_state(self) -> _State:
+    def get_extra_state(self) -> dict[str, Any]:
         return {
             "epoch": self._epoch,
             "accuracy": self._accuracy,
@@ -90,7 +83,7 @@ class DynamicSmoothing(DistillationMethod):
         }
 
     @override
-    def set_extra_state(self, state: _State) -> None:
+    def set_extra_state(self, state: dict[str, Any]) -> None:
         self._epoch, self._accuracy = state["epoch"], state["accuracy"]
         self._right, self._taught = state["right"], state["taught"]
 
