@@ -62,7 +62,7 @@ class SelfDistillationDropout(DistillationMethod):
     student_needs: ClassVar[frozenset[Need]] = frozenset({"features"})
     teacher_needs: ClassVar[frozenset[Need]] = frozenset()
 
-    def __init__(self, *, classify: Callable[[Tensor], Tensor], rate: float = 0.5, temperature: float = 4.0) -> None:
+    def __init__(self, *, classify: Callable[[Tensor], Tensor], rate: float = 0.5, temperature: float = 1.0) -> None:
         super().__init__()
         self.rate = below("rate", rate, 0, 1)
         self.temperature = positive("temperature", temperature)

@@ -108,7 +108,7 @@ def gather(
     counts[dist.get_rank(group)] = len(batch.labels)
     dist.all_reduce(counts, group=group)
     shares = Shares(tuple(counts.tolist()), dist.get_rank(group), group)
-    labels, rows = shares.gathered(torch.stack([batch.labels, batch.rows], dim=1)).unbind(dim=1)
+    labels, rows = shares.gathered(torch.stack([batch.labels, batch.rows], dim=1)).t().contiguous()
     joined = SharedBatch(batch.images, labels, rows)
     joined.shares = shares
     return shares.signals(student, needs), joined

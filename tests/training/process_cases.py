@@ -122,11 +122,13 @@ def recorded(overrides: list[str], out: Path) -> dict:
     """Losses and gradients of each step, and all weights, buffers and memories at the end; in float64."""
     config = load_config(ROOT / "configs" / "digits.yaml", [*SHORT, *overrides])[0]
     lightning.seed_everything(0, verbose=False)
-    _fits(out / "fits", build(config.model_copy(update={"distill": ()})))
-    lightning.seed_everything(0, verbose=False)
+    if overrides == EQUAL["out of fold"]:
+        _fits(out / "fits", build(config.model_copy(update={"distill": ()})))
+        lightning.seed_everything(0, verbose=False)
     parts = build(config, out / "fits")
     sampler = Uneven(parts.sampler)
     seen = Recorder()
+    out.mkdir(exist_ok=True)
     parts.student.double()
     parts.objective.double()
     if overrides in EQUAL.values():
