@@ -58,7 +58,7 @@ def test_killed_workers_lose_and_double_nothing(cluster, tmp_path):
     killed = []
 
     def kill() -> None:
-        until = time.monotonic() + 100
+        until = time.monotonic() + 500
         while time.monotonic() < until and not (tmp_path / "out" / "_manifest.json").exists():
             if len(list((tmp_path / "out").glob("*.done.json"))) > 10 * (len(killed) + 1) and len(killed) < 2:
                 for pid in workers()[:1]:

@@ -16,6 +16,7 @@ from dmlkd.config import load_config
 from dmlkd.data import EpochBatchSampler
 from dmlkd.exits import Exit
 from dmlkd.files import write_csv, write_json
+from dmlkd.models import exits_of
 from dmlkd.training import fit
 from dmlkd.training.building import Parts, build
 from dmlkd.training.processes import Processes, together
@@ -52,7 +53,7 @@ EQUAL = {
         "{name: subclass_spread, weight: 0.1}, {name: beta_smoothing, weight: 1}]",
         "classes={subclasses: 2, scale: 4}",
     ],
-    "out of fold": ["distill.0.teacher={name: out_of_fold, fits: [even, odd]}"],
+    "out of fold": ["distill.0.teacher={name: out_of_fold, fits: [even, odd]}", "distill.0.weight=1"],
     "deep stage, smoothing by accuracy": [
         "distill=[{name: sfr, weight: 1, stage: 0, groups: 2}, {name: dynamic_smoothing, weight: 1, epsilon: 0.5}]",
         "data.image_size=16",
@@ -60,7 +61,8 @@ EQUAL = {
     ],
     "exits, chunks": [
         "distill=[{name: byot, weight: 1, hint: 1e-3}, {name: byot_posterior, weight: 1}]",
-        "classes={scale: 4}",
+        "exits={width: 16}",  # one channel, a quarter of the backbone's, may be dead: all embeddings would be alike
+        "metric_loss=ProxyAnchorLoss",  # smooth, where a mean over the pairs that count is not
         "train.chunk_size=10",
     ],
     "embeddings held, selectively too": [
@@ -131,9 +133,9 @@ def recorded(overrides: list[str], out: Path) -> dict:
     out.mkdir(exist_ok=True)
     parts.student.double()
     parts.objective.double()
+    _normalise(parts.student, parts.data.train.batch(list(range(0, 900, 5))).images.double())
     if overrides in EQUAL.values():
-        _leave_out_batch_norm_of_exits(parts.student)
-    _normalise(parts.model, parts.data.train.batch(list(range(0, 900, 5))).images.double())
+        _fix_batch_norm_of_exits(parts.student)
     data = replace(parts.data, on_device=torch.Tensor.double)
     fit(parts.student, parts.objective, data, config.train, out=out, sampler=sampler, callbacks=[seen])
     state = {**parts.student.state_dict(prefix="model."), **parts.objective.state_dict(prefix="objective.")}
@@ -152,25 +154,36 @@ def _fits(folder: Path, parts: Parts) -> None:
         torch.nn.init.normal_(parts.model.head.weight)
 
 
-def _leave_out_batch_norm_of_exits(student: torch.nn.Module) -> None:
-    """It is live where the backbone's is frozen, so that each process would normalise by its own share."""
-    for leaving in (module for module in student.modules() if isinstance(module, Exit)):
-        for index, part in enumerate(leaving.bottleneck):
-            if isinstance(part, torch.nn.BatchNorm2d):
-                leaving.bottleneck[index] = torch.nn.Identity()
-
-
-def _normalise(model: torch.nn.Module, images: torch.Tensor) -> None:
+def _normalise(student: torch.nn.Module, images: torch.Tensor) -> None:
     """Give batch norm the statistics of some images: with those of random weights all embeddings would be alike."""
-    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    norms = [module for module in student.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     for norm in norms:
         norm.train()
         norm.momentum = 1.0
     with torch.no_grad():
-        model(images)
+        student.signals(images, [] if exits_of(student) is None else ["exit_embeddings"])
     for norm in norms:
         norm.momentum = 0.1
-    model.train()
+    student.train()
+
+
+class Fixed(torch.nn.Module):
+    """Batch norm by its running statistics, in every mode."""
+
+    def __init__(self, norm: torch.nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return self.norm.eval()(maps)
+
+
+def _fix_batch_norm_of_exits(student: torch.nn.Module) -> None:
+    """It is live where the backbone's is frozen, so that each process would normalise by its own share."""
+    for leaving in (module for module in student.modules() if isinstance(module, Exit)):
+        for index, part in enumerate(leaving.bottleneck):
+            if isinstance(part, torch.nn.BatchNorm2d):
+                leaving.bottleneck[index] = Fixed(part)
 
 
 if __name__ == "__main__":
