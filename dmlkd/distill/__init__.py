@@ -30,6 +30,7 @@ from dmlkd.distill.partner import PartnerTeacher
 from dmlkd.distill.posterior_memory import PosteriorMemory
 from dmlkd.distill.posteriors import (
     CrossEntropy,
+    LabelledPosteriors,
     LabelMixing,
     PosteriorDistillation,
     mixed_cross_entropy,
@@ -70,6 +71,7 @@ __all__ = [
     "FrozenTeacher",
     "GradientFilteredDistillation",
     "LabelMixing",
+    "LabelledPosteriors",
     "Lesson",
     "LinearRamp",
     "ListwiseSelfDistillation",
