@@ -41,6 +41,7 @@ LSD = "{name: lsd, weight: 50, temperature: 1}"
 CS_KD = "{name: cs_kd, weight: 1, temperature: 4}"
 NOISE = "data.noise=0.3"
 LONGER = "train.epochs=108"
+AUGMENTED = "data.transform=handwriting"
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,16 @@ GROUPS = {
             "plain, longer": (*PLAIN, LONGER),
             "CS-KD, longer": (f"distill=[{CS_KD}]", LONGER),
             "CS-KD + LSD, longer": (f"distill=[{CS_KD}, {LSD}]", LONGER),
+        },
+        seeds=3,
+    ),
+    "augmented": Group(
+        "With augmentation",
+        "configs/methods/cs-kd.yaml",
+        {
+            "plain, augmented": (*PLAIN, AUGMENTED),
+            "CS-KD, augmented": (f"distill=[{CS_KD}]", AUGMENTED),
+            "CS-KD + LSD, augmented": (f"distill=[{CS_KD}, {LSD}]", AUGMENTED),
         },
         seeds=3,
     ),
@@ -427,10 +438,7 @@ def main() -> None:
     }
     file = ROOT / "docs/results" / f"{NAME}.json"
     if arguments.arm:
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        scores = {
-            label: {arm: {**kept[label], **scores.get(label, {})}[arm] for arm in kept[label]} for label in GROUPS
-        }
+        scores = joined(json.loads(file.read_text(encoding="utf-8")), scores)
     for runs in scores.values():
         print(tables(runs), end="\n\n")
     if arguments.only is not None:
