@@ -97,7 +97,7 @@ def measure_costs() -> dict[str, Any]:
         model = EmbeddingModel(backbone, dim=64, in_channels=channels).eval()
         models = {**ExitingModel(model).encoders(), "whole": model}
         shape = (channels, size, size)
-        speeds = images_per_second(models, shape=shape, batch_size=batch_size, seconds=4)
+        speeds = images_per_second(models, shape=shape, batch_size=batch_size, seconds=1)
         rows = {
             name: {**cost(one, shape=shape)._asdict(), "images_per_second": speeds[name]}
             for name, one in models.items()
