@@ -39,14 +39,15 @@ ALONE = {
     "alone, whole": ("distill=[]", "exits=null"),
 }
 
-# A backbone, channels and pixels of its images, and how many at a time.
+# A backbone, the width of its exits (None: the default), channels and pixels of its images, and how many at a time.
 BACKBONES = (
-    ("convnet4", 1, 20, 64),
-    ("resnet18", 3, 64, 64),
-    ("resnet18", 3, 224, 8),
-    ("resnet50", 3, 224, 8),
-    ("mobilenet_v3_small", 3, 224, 8),
-    ("vit_b_32", 3, 224, 8),
+    ("convnet4", 32, 1, 20, 64),  # that of the scores
+    ("convnet4", None, 1, 20, 64),
+    ("resnet18", None, 3, 64, 64),
+    ("resnet18", None, 3, 224, 8),
+    ("resnet50", None, 3, 224, 8),
+    ("mobilenet_v3_small", None, 3, 224, 8),
+    ("vit_b_32", None, 3, 224, 8),
 )
 
 Scores = dict[str, dict[str, list[float]]]  # by arm, then stage: one a seed, in %
@@ -90,20 +91,23 @@ def table(scores: Scores, against: str | None = None) -> str:
 
 def measure_costs() -> dict[str, Any]:
     """What each exit of some backbones costs, and how fast it is here; weights, which are random, change nothing."""
+    import torch
+
     from dmlkd.models import EmbeddingModel, ExitingModel, cost, images_per_second
 
     found: dict[str, Any] = {}
-    for backbone, channels, size, batch_size in BACKBONES:
+    for backbone, width, channels, size, batch_size in BACKBONES:
         model = EmbeddingModel(backbone, dim=64, in_channels=channels).eval()
-        models = {**ExitingModel(model).encoders(), "whole": model}
+        models = {**ExitingModel(model, width=width).encoders(), "whole": model}
         shape = (channels, size, size)
         speeds = images_per_second(models, shape=shape, batch_size=batch_size, seconds=1)
         rows = {
             name: {**cost(one, shape=shape)._asdict(), "images_per_second": speeds[name]}
             for name, one in models.items()
         }
-        found[f"{backbone}, {size} pixels, batches of {batch_size}"] = rows
-    return found
+        exits = "" if width is None else f", exits {width} wide"
+        found[f"{backbone}{exits}, {size} pixels, batches of {batch_size}"] = rows
+    return {"threads": torch.get_num_threads(), "backbones": found}
 
 
 def cost_table(title: str, rows: dict[str, dict[str, float]]) -> str:
@@ -129,7 +133,7 @@ def page(scores: dict[str, Scores], priced: dict[str, Any], seeds: int, versions
         f"## {METRICS[metric]}\n\n{table(own)}\n\n{table(own, TOGETHER)}\n\n{table(own, 'each trained alone')}"
         for metric, own in scores.items()
     )
-    costs = "\n\n".join(cost_table(title, rows) for title, rows in priced.items())
+    costs = "\n\n".join(cost_table(title, rows) for title, rows in priced["backbones"].items())
     return f"""# Exits
 
 Omniglot-small, unseen classes, last epoch, in %: mean ± standard deviation over {seeds} seeds; differences with their
@@ -140,7 +144,7 @@ paired 95 % interval (Student's t), in bold where that leaves out 0. What the ar
 
 ## Cost
 
-Random weights, 64 dimensions, on the processor, all exits of a backbone taking turns.
+Random weights, 64 dimensions, on the processor with {priced["threads"]} threads, all exits of a backbone taking turns.
 
 {costs}
 

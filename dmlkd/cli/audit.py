@@ -1,11 +1,11 @@
 """``dmlkd audit``."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dmlkd.cli.output import print_table
 from dmlkd.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,19 +40,14 @@ def audit(
 
 def _print(found: "RunAudit", columns: "dict[str, list[object]]", top: int) -> None:
     import numpy as np
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
 
     if top:
         title = "Labels that the nearest neighbours contradict most; score from -1 (for the label) to 1 (against it)"
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        for name in ("score", "path", "label", "likelier label"):
-            table.add_column(name, justify="right" if name == "score" else "left")
         shown = [columns[name][:top] for name in ("score", "path", "label_name", "likelier_name")]
-        for score, *words in zip(*shown, strict=True):
-            table.add_row("" if score is None else f"{score:.3f}", *map(str, words))
-        Console(width=None if sys.stdout.isatty() else 200).print(table)
+        cells = [
+            ("" if score is None else f"{score:.3f}", *map(str, words)) for score, *words in zip(*shown, strict=True)
+        ]
+        print_table(("score", "path", "label", "likelier label"), cells, title=title, left=(1, 2, 3), wrapped=True)
     scores = found.audit.score
     above = ", ".join(f"{int((scores > bound).sum())} above {bound}" for bound in (0, 0.5, 0.9))
     print(f"scores of {len(scores)} training images: {above}")

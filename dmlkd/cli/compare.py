@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dmlkd.cli.output import print_table
 from dmlkd.errors import UserError
 
 if TYPE_CHECKING:
@@ -109,21 +110,14 @@ def _print(rows: list[dict[str, Any]], words: list[str], *, json: bool) -> None:
 
         print(json_text({"comparisons": rows, "words": words}))
         return
-    import sys
-
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     title = "Second minus first, in points of %, with paired 95 % intervals; classes won, tied and lost by the second"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in ("metric", "first", "second", "mean", "mean", "difference", "interval", "won/tied/lost"):
-        table.add_column(name, justify="left" if name in ("metric", "first", "second") else "right")
+    columns = ("metric", "first", "second", "mean", "mean", "difference", "interval", "won/tied/lost")
+    cells = []
     for row in rows:
         means = (f"{100 * row['first_mean']:.2f}", f"{100 * row['second_mean']:.2f}", f"{100 * row['difference']:+.2f}")
         interval = f"{100 * row['low']:+.2f} to {100 * row['high']:+.2f}"
         counts = f"{row['wins']}/{row['ties']}/{row['losses']}"
-        table.add_row(row["metric"], row["first"], row["second"], *means, interval, counts)
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+        cells.append((row["metric"], row["first"], row["second"], *means, interval, counts))
+    print_table(columns, cells, title=title, left=(0, 1, 2), wrapped=True)
     for sentence in words:
         print(sentence)

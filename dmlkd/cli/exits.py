@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dmlkd.cli.output import print_table
 from dmlkd.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,20 +37,9 @@ def exits(
 
 
 def _print(found: "list[ExitReport]", metric: str, how: str) -> None:
-    import sys
-
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    title = f"Exits, shallow to deep; images a second as measured now, {how}"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("exit")
-    for name in (f"{metric}, %", "parameters", "multiply-adds", "of the whole", "images/s"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("model", no_wrap=True)
-    for one in found:
-        table.add_row(
+    columns = ("exit", f"{metric}, %", "parameters", "multiply-adds", "of the whole", "images/s", "model")
+    cells = [
+        (
             one.name,
             f"{100 * one.test[metric]:.2f}",
             f"{one.parameters:,}",
@@ -58,4 +48,7 @@ def _print(found: "list[ExitReport]", metric: str, how: str) -> None:
             f"{one.images_per_second:,.0f}",
             str(one.folder),
         )
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+        for one in found
+    ]
+    title = f"Exits, shallow to deep; images a second as measured now, {how}"
+    print_table(columns, cells, title=title, left=(0, len(columns) - 1))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dmlkd.cli.inputs import Loaded, RootOption, SetOption, Wanted, load, rows_of, wanted_images
+from dmlkd.cli.output import print_table
 from dmlkd.errors import UserError
 
 if TYPE_CHECKING:
@@ -116,18 +117,10 @@ def _embedded(found: Loaded, wanted: Wanted, workers: int) -> "torch.Tensor":
 
 
 def _print(rows: dict[str, dict[str, Any]], teacher: str, student: str, neighbours: int) -> None:
-    import sys
-
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     print(f"Agreement of {student} with its teacher {teacher} on the same images; 1 is complete, of kl 0")
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("")
     names = list(next(iter(rows.values())))
-    for name in names:
-        table.add_column(f"{neighbours} neighbours" if name == "neighbours" else name, justify="right", no_wrap=True)
-    for split, values in rows.items():
-        table.add_row(split, str(values["images"]), *(f"{values[name]:.4f}" for name in names[1:]))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    columns = [f"{neighbours} neighbours" if name == "neighbours" else name for name in names]
+    cells = [
+        (split, str(values["images"]), *(f"{values[name]:.4f}" for name in names[1:])) for split, values in rows.items()
+    ]
+    print_table(["", *columns], cells)

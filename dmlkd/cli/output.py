@@ -1,24 +1,47 @@
 """What commands print."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 
-def print_scores(title: str, rows: Mapping[str, Mapping[str, float]]) -> None:
-    """Print scores between 0 and 1 as a table of percentages, a row for each model, a column for each metric."""
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    title: str | None = None,
+    left: Collection[int] = (0,),
+    wrapped: bool = False,
+) -> None:
+    """Print a table, as wide as the terminal; a file or a pipe has no width that it would have to fit into.
+
+    Args:
+        columns: their headings.
+        rows: a cell for each column.
+        title: above it; None: none.
+        left: which columns are words, to the left; the others are numbers, to the right.
+        wrapped: whether numbers may be broken into lines.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("")
-    names = list(next(iter(rows.values())))
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
-    for label, scores in rows.items():
-        table.add_row(label, *(f"{100 * scores[name]:.1f}" if name in scores else "" for name in names))
-    # A file or a pipe has no width that the table would have to fit into.
+    for number, column in enumerate(columns):
+        word = number in left
+        table.add_column(column, justify="left" if word else "right", no_wrap=not word and not wrapped)
+    for row in rows:
+        table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def print_scores(title: str, rows: Mapping[str, Mapping[str, float]]) -> None:
+    """Print scores between 0 and 1 as a table of percentages, a row for each model, a column for each metric."""
+    names = list(next(iter(rows.values())))
+    cells = [
+        (label, *(f"{100 * scores[name]:.1f}" if name in scores else "" for name in names))
+        for label, scores in rows.items()
+    ]
+    print_table(["", *names], cells, title=title)
 
 
 def print_left_out(count: int) -> None:
@@ -29,19 +52,9 @@ def print_left_out(count: int) -> None:
 
 def print_seen_of_fits(fits: Mapping[str, Mapping[str, float]]) -> None:
     """Print what was measured of class scores after each fit of a plan, a row for each, as the scores are."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    title = "Class scores on held-out images of the training classes"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("")
     names = list(next(iter(fits.values())))
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
-    for label, scores in fits.items():
-        table.add_row(label, *(f"{scores[name]:.3f}" for name in names))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    cells = [(label, *(f"{scores[name]:.3f}" for name in names)) for label, scores in fits.items()]
+    print_table(["", *names], cells, title="Class scores on held-out images of the training classes")
 
 
 def print_seen(scores: Mapping[str, float]) -> None:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dmlkd.cli.output import print_table
+
 if TYPE_CHECKING:
     from dmlkd.training.arriving import TaskScores
 
@@ -29,21 +31,11 @@ def tasks(
 
 
 def _print(found: "TaskScores", metric: str) -> None:
-    import sys
-
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     print(f"{metric} after each task, in %: on held-out images of the classes of each, and on unseen classes")
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("after")
-    for name in (*(f"task {task}" for task in found.order), "average", "forgotten", "in old gallery"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name in ("unseen", "in old gallery"):
-        table.add_column(name, justify="right", no_wrap=True)
+    tasks = [f"task {task}" for task in found.order]
+    cells = []
     for step in found.steps:
         values = (*step.tasks, step.average, step.forgetting, step.old_tasks, step.unseen, step.old_unseen)
-        table.add_row(step.fit, *("" if value is None else f"{100 * value:.1f}" for value in values))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+        cells.append((step.fit, *("" if value is None else f"{100 * value:.1f}" for value in values)))
+    print_table(["after", *tasks, "average", "forgotten", "in old gallery", "unseen", "in old gallery"], cells)
     print("In old gallery: queries by the fit, gallery as the fit of the task before has embedded it.")

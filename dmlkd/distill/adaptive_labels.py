@@ -8,9 +8,8 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from dmlkd.distill.checks import positive, whole
-from dmlkd.distill.method import DistillationMethod
-from dmlkd.distill.posteriors import wide
-from dmlkd.signals import Batch, Need, Signals
+from dmlkd.distill.posteriors import LabelledPosteriors, wide
+from dmlkd.signals import Need
 
 
 class ResidualLosses(NamedTuple):
@@ -79,7 +78,7 @@ def _divergence(target: Tensor, log: Tensor) -> Tensor:
     return (target.exp() * (target - log)).sum(dim=1)
 
 
-class AdaptiveLabels(DistillationMethod):
+class AdaptiveLabels(LabelledPosteriors):
     r"""Pull the student's wrong classes to labels that are learned with it: :func:`residual_divergence` as a method.
 
     Our reading of Ding et al. 2019, https://arxiv.org/abs/1908.05474, where the text leaves open how the two sides
@@ -96,7 +95,6 @@ class AdaptiveLabels(DistillationMethod):
         ValueError: for a bad number, naming it.
     """
 
-    student_needs: ClassVar[frozenset[Need]] = frozenset({"logits"})
     teacher_needs: ClassVar[frozenset[Need]] = frozenset()
 
     def __init__(self, *, classes: int, temperature: float = 1.0) -> None:
@@ -112,12 +110,6 @@ class AdaptiveLabels(DistillationMethod):
             student=student, residual=self.residual[labels], labels=labels, temperature=self.temperature
         )
         return losses.student + losses.residual
-
-    @override
-    def from_signals(self, *, batch: Batch, student: Signals, teacher: Signals | None) -> Tensor:
-        assert student.logits is not None
-        loss: Tensor = self(student=student.logits, labels=batch.labels)
-        return loss
 
     @override
     def extra_repr(self) -> str:

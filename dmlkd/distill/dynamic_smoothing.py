@@ -8,11 +8,11 @@ from typing_extensions import override
 
 from dmlkd.distill.beta_smoothing import smoothed_cross_entropy
 from dmlkd.distill.checks import within
-from dmlkd.distill.method import DistillationMethod
-from dmlkd.signals import Batch, Need, Signals
+from dmlkd.distill.posteriors import LabelledPosteriors
+from dmlkd.signals import Need
 
 
-class DynamicSmoothing(DistillationMethod):
+class DynamicSmoothing(LabelledPosteriors):
     r"""Label smoothing that falls as the training accuracy rises.
 
     .. math:: t_i = (1 - \epsilon_e)\, \mathrm{onehot}(y_i) + \epsilon_e / C,
@@ -33,7 +33,6 @@ class DynamicSmoothing(DistillationMethod):
         ValueError: for a bad epsilon, naming it.
     """
 
-    student_needs: ClassVar[frozenset[Need]] = frozenset({"logits"})
     teacher_needs: ClassVar[frozenset[Need]] = frozenset()
     supervises: ClassVar[bool] = True
 
@@ -66,12 +65,6 @@ class DynamicSmoothing(DistillationMethod):
         self._taught += len(labels)
         shares = torch.full_like(labels, 1 - self.smoothing, dtype=torch.float32)
         return smoothed_cross_entropy(student=student, labels=labels, shares=shares)
-
-    @override
-    def from_signals(self, *, batch: Batch, student: Signals, teacher: Signals | None) -> Tensor:
-        assert student.logits is not None
-        loss: Tensor = self(student=student.logits, labels=batch.labels)
-        return loss
 
     @override
     def get_extra_state(self) -> dict[str, Any]:

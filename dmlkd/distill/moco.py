@@ -1,6 +1,6 @@
 """Contrast of an image's views, without labels: MoCo v2 with a margin, the first phase of method C3."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from dmlkd.distill.checks import below, positive, whole
+from dmlkd.distill.counting import Counter
 from dmlkd.distill.method import DistillationMethod
 from dmlkd.distill.posteriors import wide
 from dmlkd.signals import Batch, Need, Signals
@@ -103,7 +104,7 @@ class MomentumContrast(DistillationMethod):
         self.margin = below("margin", margin, 0, 2)
         self.register_buffer("keys", torch.zeros(whole("queue", queue), whole("dim", dim)))
         self.register_buffer("rows", torch.full((queue,), -1))
-        self._next = 0  # the place that the next key takes
+        self._next = Counter()  # the place that the next key takes
 
     def forward(self, *, student: Tensor, teacher: Tensor, rows: Tensor) -> Tensor:
         """Return the loss, a scalar, and remember the keys.
@@ -129,24 +130,16 @@ class MomentumContrast(DistillationMethod):
     @torch.no_grad()
     def _remember(self, keys: Tensor, rows: Tensor) -> None:
         newest = slice(max(0, len(keys) - len(self.keys)), None)
-        places = (self._next + torch.arange(len(rows[newest]), device=rows.device)) % len(self.keys)
+        places = (self._next.count + torch.arange(len(rows[newest]), device=rows.device)) % len(self.keys)
         self.keys[places] = keys[newest].to(self.keys)
         self.rows[places] = rows[newest]
-        self._next = (self._next + len(places)) % len(self.keys)
+        self._next.count = (self._next.count + len(places)) % len(self.keys)
 
     @override
     def from_signals(self, *, batch: Batch, student: Signals, teacher: Signals | None) -> Tensor:
         assert teacher is not None
         loss: Tensor = self(student=student.embeddings, teacher=teacher.embeddings, rows=batch.rows)
         return loss
-
-    @override
-    def get_extra_state(self) -> dict[str, Any]:
-        return {"next": self._next}
-
-    @override
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        self._next = state["next"]
 
     @override
     def extra_repr(self) -> str:

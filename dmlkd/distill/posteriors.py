@@ -146,33 +146,11 @@ class PosteriorDistillation(DistillationMethod):
         return f"temperature={self.temperature}, comparison={self.comparison}"
 
 
-class CrossEntropy(DistillationMethod):
-    r"""Cross-entropy with the label, :math:`-\log p_{y}`: what trains an auxiliary head where no other term does.
-
-    >>> round(CrossEntropy()(student=torch.zeros(1, 4), labels=torch.tensor([2])).item(), 4)
-    1.3863
-    """
-
-    student_needs: ClassVar[frozenset[Need]] = frozenset({"logits"})
-    teacher_needs: ClassVar[frozenset[Need]] = frozenset()
-    supervises: ClassVar[bool] = True
-
-    def forward(self, *, student: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss, a scalar, of logits (B, C) and labels (B,)."""
-        return mixed_cross_entropy(student=student, teacher=None, labels=labels, share=0.0)
-
-    @override
-    def from_signals(self, *, batch: Batch, student: Signals, teacher: Signals | None) -> Tensor:
-        assert student.logits is not None
-        loss: Tensor = self(student=student.logits, labels=batch.labels)
-        return loss
-
-
 class LabelledPosteriors(DistillationMethod):
-    """Base of the methods whose formula is one of both sides' logits and the labels.
+    """Base of the methods whose formula is one of logits and labels.
 
-    Their ``forward`` takes ``student``, ``teacher`` and ``labels``; the teacher's logits are None while the teacher of
-    a method that ``supervises`` has nothing to teach.
+    Their ``forward`` takes ``student`` and ``labels`` and, unless the method has no ``teacher_needs``, ``teacher``: the
+    teacher's logits, None while the teacher of a method that ``supervises`` has nothing to teach.
     """
 
     student_needs: ClassVar[frozenset[Need]] = frozenset({"logits"})
@@ -180,10 +158,24 @@ class LabelledPosteriors(DistillationMethod):
 
     @override
     def from_signals(self, *, batch: Batch, student: Signals, teacher: Signals | None) -> Tensor:
-        loss: Tensor = self(
-            student=student.logits, teacher=None if teacher is None else teacher.logits, labels=batch.labels
-        )
+        taught = {"teacher": None if teacher is None else teacher.logits} if self.teacher_needs else {}
+        loss: Tensor = self(student=student.logits, labels=batch.labels, **taught)
         return loss
+
+
+class CrossEntropy(LabelledPosteriors):
+    r"""Cross-entropy with the label, :math:`-\log p_{y}`: what trains an auxiliary head where no other term does.
+
+    >>> round(CrossEntropy()(student=torch.zeros(1, 4), labels=torch.tensor([2])).item(), 4)
+    1.3863
+    """
+
+    teacher_needs: ClassVar[frozenset[Need]] = frozenset()
+    supervises: ClassVar[bool] = True
+
+    def forward(self, *, student: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss, a scalar, of logits (B, C) and labels (B,)."""
+        return mixed_cross_entropy(student=student, teacher=None, labels=labels, share=0.0)
 
 
 class LabelMixing(LabelledPosteriors):

@@ -189,7 +189,8 @@ class EmbeddingModel(
         if "logits" in needs or "subclass_logits" in needs:
             raise ValueError("an EmbeddingModel has no class weights and so no logits; a ClassifyingModel has")
         if lacking := sorted(set(needs) - self.gives):
-            raise ValueError(f"this backbone's stages do not end in batch norm and ReLU: it has no {lacking[0]}")
+            why = "this backbone's stages do not end in batch norm and ReLU: it has"
+            raise ValueError(f"{why if lacking[0] in BEFORE_RELU else 'an EmbeddingModel has'} no {lacking[0]}")
         said = self.trunk(images, pre_activations="pre_activations" in needs)
         features = said.features
         if features is None:
